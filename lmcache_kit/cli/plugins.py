@@ -1,0 +1,118 @@
+"""``lmcache-kit plugins``: what is installed, and whether it works."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+import typer
+
+from lmcache_kit.cli.output import Format, FormatOption, print_json, print_table
+from lmcache_kit.errors import LMCacheKitError, UnknownNameError
+from lmcache_kit.plugins import RegisteredPlugin, registry
+
+__all__ = ["app"]
+
+app = typer.Typer(help="Installed plugins.", no_args_is_help=True)
+
+NameArgument = Annotated[str, typer.Argument(help="Name of a plugin, as `plugins list` shows it.")]
+
+
+@app.command("list")
+def list_plugins(
+    kind: Annotated[str | None, typer.Option("--kind", help="Only this kind, e.g. storage.")] = None,
+    format: FormatOption = Format.TABLE,  # noqa: A002  (the option's name)
+) -> None:
+    """List every plugin, and those that could not be loaded."""
+    found = registry()
+    entries = [entry for each in ([kind] if kind else found.kinds()) for entry in found.all(each)]
+    if format is Format.JSON:
+        print_json(
+            {
+                "plugins": [_facts(entry) for entry in entries],
+                "broken": [{"source": broken.source, "reason": broken.reason} for broken in found.broken],
+            }
+        )
+        return
+    print_table(
+        ["kind", "name", "summary", "from"],
+        [(entry.record.kind, entry.record.name, entry.record.summary, entry.distribution) for entry in entries],
+    )
+    for broken in found.broken:
+        typer.echo(f"not used: {broken.source}: {broken.reason}", err=True)
+
+
+@app.command()
+def show(name: NameArgument, format: FormatOption = Format.TABLE) -> None:  # noqa: A002
+    """Show one plugin: where it comes from, its capabilities and its options."""
+    entries = _find(name)
+    if format is Format.JSON:
+        print_json([_facts(entry) for entry in entries])
+        return
+    for entry in entries:
+        facts = _facts(entry)
+        print_table(
+            ["", ""],
+            [
+                (key, ", ".join(facts[key]) if isinstance(facts[key], list) else facts[key])
+                for key in ("kind", "name", "summary", "source", "distribution", "api_version", "capabilities")
+            ],
+        )
+        if facts["options"]:
+            print_table(
+                ["option", "type", "default"],
+                [(option, value["type"], value["default"]) for option, value in facts["options"].items()],
+            )
+
+
+@app.command()
+def check(name: NameArgument, format: FormatOption = Format.TABLE) -> None:  # noqa: A002
+    """Check that a plugin keeps its contract: it can be made, and it does what its kind promises."""
+    from lmcache_kit.testing.checks import check_plugin
+
+    results = [result for entry in _find(name) for result in check_plugin(entry.record)]
+    if format is Format.JSON:
+        print_json([msgspec.to_builtins(result) for result in results])
+    else:
+        print_table(
+            ["check", "result", "detail"], [(result.check, result.outcome, result.detail) for result in results]
+        )
+    if any(result.outcome == "failed" for result in results):
+        raise typer.Exit(1)
+
+
+def _find(name: str) -> list[RegisteredPlugin]:
+    found = registry()
+    entries = found.find(name)
+    if not entries:
+        broken = [broken for broken in found.broken if broken.source.startswith(f"{name} ")]
+        if broken:
+            raise LMCacheKitError(f"plugin {name!r} is not used: {broken[0].reason}")
+        raise UnknownNameError(
+            "plugin", name, {entry.record.name for kind in found.kinds() for entry in found.all(kind)}
+        )
+    return entries
+
+
+def _facts(entry: RegisteredPlugin) -> dict[str, Any]:
+    record = entry.record
+    schema = msgspec.json.schema_components([record.options])[1].get(record.options.__name__, {})
+    options = {}
+    for field in msgspec.structs.fields(record.options):
+        described = schema.get("properties", {}).get(field.encode_name, {})
+        kinds = [each.get("type", "object") for each in described.get("anyOf", [described])]
+        required = field.default is msgspec.NODEFAULT and field.default_factory is msgspec.NODEFAULT
+        options[field.encode_name] = {
+            "type": " or ".join(kinds),
+            "default": "required" if required else described.get("default"),
+        }
+    return {
+        "kind": record.kind,
+        "name": record.name,
+        "summary": record.summary,
+        "source": entry.source,
+        "distribution": entry.distribution,
+        "api_version": record.api_version,
+        "capabilities": sorted(record.capabilities),
+        "options": options,
+    }

@@ -1,0 +1,59 @@
+"""Compression methods: KV tensor to payload bytes and back.
+
+Capabilities:
+    ``lossless``: the decoded KV equals the encoded KV bit for bit.
+    ``deterministic``: the same KV gives the same bytes every time.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import ClassVar, Protocol, runtime_checkable
+
+from lmcache_kit.contracts.storage import Buffer
+from lmcache_kit.kv.layout import KVLayout, KVTensor
+
+__all__ = ["CompressionMethod", "SupportsBatchEncoding", "SupportsLayerwise"]
+
+
+class CompressionMethod(ABC):
+    """One method, configured. Methods are called from worker threads and must be thread-safe."""
+
+    version: ClassVar[int] = 1
+    """Version of the payload format, stored in the blob; :meth:`decode` must read every version it ever wrote."""
+
+    device: str = "cpu"
+    """Where the work runs, as ``/check_finish`` reports it."""
+
+    @abstractmethod
+    def encode(self, kv: KVTensor) -> Buffer:
+        """The payload of ``kv`` (``[L, P, T, H, D]``).
+
+        Raises InvalidRequestError, naming the reason, for KV that the method cannot represent.
+        """
+
+    @abstractmethod
+    def decode(self, payload: memoryview, layout: KVLayout, num_tokens: int, version: int) -> KVTensor:
+        """KV of ``num_tokens`` tokens from a payload that :meth:`encode` of ``version`` made.
+
+        Raises BlobError for a payload that cannot be decoded; never reads outside of it.
+        """
+
+
+@runtime_checkable
+class SupportsLayerwise(Protocol):
+    """Optional: decode one layer without the rest, in layer order while bytes arrive."""
+
+    def decode_layers(self, payload: memoryview, layout: KVLayout, num_tokens: int, version: int) -> Iterator[KVTensor]:
+        """One tensor ``[1, P, T, H, D]`` per layer, in order."""
+        ...
+
+
+@runtime_checkable
+class SupportsBatchEncoding(Protocol):
+    """Optional: several chunks in one call, for devices that want large launches."""
+
+    def encode_many(self, chunks: Sequence[KVTensor]) -> list[Buffer]:
+        """One payload per chunk, in order; equal to :meth:`CompressionMethod.encode` of each."""
+        ...

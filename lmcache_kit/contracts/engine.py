@@ -1,0 +1,108 @@
+"""Engines: tokens to tokens, giving out and taking in KV on the way.
+
+An engine is called from one worker thread at a time. For text to be the same whether a prefix was computed or
+loaded, an engine should compute the same prefix the same way in both cases: prefill in the blocks of
+``prefill_block`` tokens that it is told to use, and the last prompt token on its own.
+
+Capabilities:
+    ``deterministic``: greedy output depends only on the tokens and the KV handed in, bit for bit.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lmcache_kit.kv.layout import KVLayout, KVTensor
+
+__all__ = ["Engine", "EngineInfo", "EngineSequence", "SamplingParams"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineInfo:
+    """What an engine serves.
+
+    Args:
+        model: the model's name.
+        fingerprint: identifies weights and layout; chunks are only exchanged between equal fingerprints. Lower-case
+            letters, digits, - and _, at most 64.
+        layout: shape of its KV cache.
+        max_model_len: most tokens of prompt and output together.
+        eos_token_ids: tokens that end a completion.
+        vocab_size: token ids are 0 to ``vocab_size - 1``.
+    """
+
+    model: str
+    fingerprint: str
+    layout: KVLayout
+    max_model_len: int
+    eos_token_ids: frozenset[int]
+    vocab_size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How the next token is chosen; names and meaning as in the OpenAI API. ``temperature=0`` is greedy."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int | None = None
+
+
+class EngineSequence(ABC):
+    """One prompt being worked on."""
+
+    @abstractmethod
+    def prefill(self) -> int:
+        """Compute the prompt's remaining tokens and return the first output token."""
+
+    @abstractmethod
+    def decode(self) -> int:
+        """The next output token, given all before it."""
+
+    @abstractmethod
+    def kv(self, start: int, stop: int) -> KVTensor:
+        """A copy of the KV of tokens ``start`` to ``stop`` (exclusive), counted from the prompt's first token.
+
+        Available once computed: the whole prompt after :meth:`prefill`, each output token after the next one.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free the sequence's memory; idempotent."""
+
+
+class Engine(ABC):
+    """A model and its tokenizer."""
+
+    @property
+    @abstractmethod
+    def info(self) -> EngineInfo: ...
+
+    @abstractmethod
+    def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of ``text``."""
+
+    @abstractmethod
+    def detokenize(self, tokens: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Text of ``tokens``."""
+
+    @abstractmethod
+    def token_text(self, token: int) -> str:
+        """The vocabulary entry of one token, for ``token_strs`` and logprobs."""
+
+    @abstractmethod
+    def start(
+        self, tokens: Sequence[int], *, prefix: KVTensor | None, prefill_block: int, sampling: SamplingParams
+    ) -> EngineSequence:
+        """Begin a prompt of at least one token.
+
+        ``prefix`` is the KV of its first tokens, fewer than ``len(tokens)``; the engine must not compute those again.
+        ``prefill_block`` is how many tokens to compute in one forward pass, counted from the prompt's first token.
+        Raises InvalidRequestError for tokens outside the vocabulary or a prompt that is too long.
+        """
+
+    def close(self) -> None:  # noqa: B027  (optional to override, not abstract)
+        """Free the model."""

@@ -1,0 +1,62 @@
+"""Trace readers: files of requests in somebody's format, as normalised records."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+__all__ = ["TraceFormat", "TraceReader", "TraceRecord"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TraceFormat:
+    """What a format means by its block ids.
+
+    Args:
+        block_size: tokens per id; 0 when the format has no ids.
+        tail: ``ceil`` when a partial last block has an id, ``floor`` when it has none.
+        id_scope: whether equal ids in different sessions mean equal tokens.
+        chained: whether an id stands for all tokens before it too; ids of formats that are not chained are chained
+            by the reader.
+        time_unit: seconds per unit of the file's time stamps.
+    """
+
+    block_size: int
+    tail: Literal["ceil", "floor"]
+    id_scope: Literal["global", "session"]
+    chained: bool
+    time_unit: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TraceRecord:
+    """One request.
+
+    Args:
+        arrival: seconds since the trace's first request.
+        input_tokens: prompt length.
+        output_tokens: completion length.
+        block_ids: chained ids of the prompt's full blocks.
+        tail_tokens: prompt tokens after the last full block.
+        session: conversation it belongs to, or None.
+    """
+
+    arrival: float
+    input_tokens: int
+    output_tokens: int
+    block_ids: tuple[int, ...]
+    tail_tokens: int
+    session: str | None = None
+
+
+class TraceReader(ABC):
+    """Reads one format."""
+
+    format: ClassVar[TraceFormat]
+
+    @abstractmethod
+    def read(self, path: Path) -> Iterator[TraceRecord]:
+        """Records in the order of the file. Raises InvalidRequestError naming file and line of a bad row."""

@@ -1,0 +1,83 @@
+"""Workloads: what a scenario does to the fleet it booted, and measures.
+
+A workload talks to the fleet as any client would, over HTTP, and returns one result.
+"""
+
+from __future__ import annotations
+
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from lmcache_kit.client import ControllerClient, InstanceClient
+
+__all__ = ["EventSink", "InstanceHandle", "Workload", "WorkloadContext", "WorkloadResult"]
+
+
+class EventSink(Protocol):
+    """Takes one event for ``events.jsonl``; the runner adds the time and the workload's name."""
+
+    def __call__(self, event: str, **facts: Any) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InstanceHandle:
+    """A running instance; ``locations`` are its tiers, fastest first."""
+
+    instance_id: str
+    url: str
+    client: InstanceClient
+    locations: tuple[str, ...]
+    model: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkloadResult:
+    """One entry of the report's ``results``: ``values`` are JSON values under stable names with units in the name."""
+
+    name: str
+    kind: str
+    values: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkloadContext:
+    """What a workload may use.
+
+    Args:
+        name: the name its result must have.
+        controller: client of the fleet's controller.
+        instances: by instance id, in the scenario's order.
+        rng: the only source of randomness; seeded from the scenario.
+        base_dir: folder that relative paths of the scenario start from.
+        earlier: results of the workloads that ran before, by name.
+        notes: a place where workloads leave what later ones need (texts, tokens), by workload name.
+        emit: records an event.
+        progress: shows one line to the user.
+    """
+
+    name: str
+    controller: ControllerClient
+    instances: Mapping[str, InstanceHandle]
+    rng: random.Random
+    base_dir: Path
+    earlier: Mapping[str, WorkloadResult]
+    notes: dict[str, Any]
+    emit: EventSink
+    progress: Callable[[str], None]
+
+
+class Workload(ABC):
+    """One configured workload."""
+
+    @abstractmethod
+    async def run(self, context: WorkloadContext) -> WorkloadResult:
+        """Do the work and measure it. Raises LMCacheKitError when it cannot be done at all."""
+
+    def needs(self) -> Sequence[str]:
+        """Names of earlier workloads that must have run; checked before anything boots."""
+        return ()

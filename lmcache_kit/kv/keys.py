@@ -1,0 +1,43 @@
+"""Names of stored chunks."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from lmcache_kit.errors import InvalidRequestError
+
+__all__ = ["ChunkKey"]
+
+_NAME = re.compile(r"([0-9a-z_-]{1,64})\.(n?)([0-9a-f]{1,32})")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class ChunkKey:
+    """A chunk of one model's KV cache.
+
+    Args:
+        model: fingerprint of model and layout (``EngineInfo.fingerprint``): lower-case letters, digits, - and _.
+        hash: the chunk hash as it goes over the wire; may be negative.
+    """
+
+    model: str
+    hash: int
+
+    def name(self) -> str:
+        """A string safe as a file name and as a server key; :meth:`parse` turns it back."""
+        sign = "n" if self.hash < 0 else ""
+        return f"{self.model}.{sign}{abs(self.hash):x}"
+
+    @classmethod
+    def parse(cls, name: str) -> ChunkKey:
+        """The key of a name made by :meth:`name`. Raises InvalidRequestError for any other string."""
+        match = _NAME.fullmatch(name)
+        if match is None:
+            raise InvalidRequestError(f"{name!r} is not a chunk name")
+        model, sign, digits = match.groups()
+        value = int(digits, 16)
+        key = cls(model, -value if sign else value)
+        if key.name() != name:
+            raise InvalidRequestError(f"{name!r} is not a chunk name in its only spelling")
+        return key

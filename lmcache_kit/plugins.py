@@ -1,0 +1,237 @@
+"""Typed facade over pluggy: discovery, duplicates, options and install hints.
+
+No other module touches pluggy's hooks. Which plugins are considered:
+
+- the built-in ones, always;
+- every entry point of the group ``lmcache_kit``, or only those named in ``LMCACHE_KIT_PLUGINS`` (comma separated
+  entry point names; an empty value means none);
+- modules named with ``-p`` on the command line or in ``LMCACHE_KIT_PLUGIN_MODULES``, which child processes inherit.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import logging
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any, TypeVar
+
+import msgspec
+import pluggy
+
+from lmcache_kit import hookspecs
+from lmcache_kit.contracts.records import API_VERSION, PLUGIN_KINDS, Options, Plugin
+from lmcache_kit.errors import ConfigError, PluginError, UnknownNameError, nearest
+
+__all__ = ["ALLOW_VARIABLE", "MODULES_VARIABLE", "BrokenPlugin", "PluginRegistry", "RegisteredPlugin", "registry"]
+
+log = logging.getLogger(__name__)
+
+ALLOW_VARIABLE = "LMCACHE_KIT_PLUGINS"
+MODULES_VARIABLE = "LMCACHE_KIT_PLUGIN_MODULES"
+
+_BUILTIN = "lmcache_kit.builtin"
+_HOOK_OF_KIND = {
+    "storage": "lmcache_kit_storage_backends",
+    "compression": "lmcache_kit_compression_methods",
+    "transport": "lmcache_kit_transports",
+    "engine": "lmcache_kit_engines",
+    "eviction": "lmcache_kit_eviction_policies",
+    "placement": "lmcache_kit_placement_policies",
+    "workload": "lmcache_kit_workloads",
+    "trace": "lmcache_kit_trace_readers",
+    "launcher": "lmcache_kit_launchers",
+    "reporter": "lmcache_kit_reporters",
+}
+# Names that a user may meet in our documents before installing the distribution that has them.
+_DISTRIBUTION_OF: dict[tuple[str, str], str] = {
+    ("compression", "cachegen"): "lmcache-kit-cachegen",
+    ("engine", "transformers"): "lmcache-kit-transformers",
+    ("storage", "valkey"): "lmcache-kit-valkey",
+}
+
+P = TypeVar("P", bound=Plugin)
+
+
+@dataclass(frozen=True, slots=True)
+class RegisteredPlugin:
+    """A record and where it came from; ``source`` is a module or an entry point, ``distribution`` its package."""
+
+    record: Plugin
+    source: str
+    distribution: str
+
+
+@dataclass(frozen=True, slots=True)
+class BrokenPlugin:
+    """A plugin that could not be used, and why in one line."""
+
+    source: str
+    reason: str
+
+
+class PluginRegistry:
+    """All usable plugins. A broken third-party plugin is one warning and an entry in ``broken``, never a crash.
+
+    Args:
+        allow: entry point names to load; None for all.
+        modules: importable modules to load as plugins.
+        entry_points: overrides the installed entry points, for tests.
+    """
+
+    def __init__(
+        self,
+        *,
+        allow: Iterable[str] | None = None,
+        modules: Iterable[str] = (),
+        entry_points: Iterable[metadata.EntryPoint] | None = None,
+    ) -> None:
+        self._manager = pluggy.PluginManager(hookspecs.PROJECT_NAME)
+        self._manager.add_hookspecs(hookspecs)
+        self._plugins: dict[str, dict[str, RegisteredPlugin]] = {kind: {} for kind in PLUGIN_KINDS}
+        self.broken: list[BrokenPlugin] = []
+        self._add(importlib.import_module(_BUILTIN), _BUILTIN, "lmcache-kit")
+        if entry_points is None:
+            entry_points = metadata.entry_points(group=hookspecs.ENTRY_POINT_GROUP)
+        allowed = None if allow is None else set(allow)
+        for point in sorted(entry_points, key=lambda point: point.name):
+            if allowed is None or point.name in allowed:
+                distribution = point.dist.name if point.dist is not None else "unknown"
+                self._load(point.load, f"{point.name} ({point.value})", distribution)
+        for module in modules:
+            self._load(functools.partial(importlib.import_module, module), module, "none (-p)")
+
+    def _load(self, load: Any, source: str, distribution: str) -> None:
+        try:
+            module = load()
+        except Exception as error:  # a plugin's import may raise anything
+            self._refuse(source, f"its import failed: {type(error).__name__}: {error}")
+            return
+        try:
+            self._add(module, source, distribution)
+        except PluginError as error:
+            self._refuse(source, error.detail)
+
+    def _refuse(self, source: str, reason: str) -> None:
+        reason = " ".join(reason.split())
+        self.broken.append(BrokenPlugin(source, reason))
+        log.warning("plugin %s is not used: %s", source, reason)
+
+    def _add(self, module: Any, source: str, distribution: str) -> None:
+        if self._manager.is_registered(module):
+            return
+        unknown = [
+            name
+            for name in dir(module)
+            if name.startswith("lmcache_kit_")
+            and getattr(getattr(module, name), "lmcache_kit_impl", None) is not None
+            and name not in _HOOK_OF_KIND.values()
+        ]
+        if unknown:
+            near = nearest(unknown[0], _HOOK_OF_KIND.values())
+            raise PluginError(
+                f"{unknown[0]} is not a hook", hint=f"did you mean {near}?" if near else "see lmcache_kit.hookspecs"
+            )
+        try:
+            self._manager.register(module, name=source)
+        except (ValueError, pluggy.PluginValidationError) as error:
+            raise PluginError(f"pluggy refused it: {error}") from None
+        try:
+            records = [record for kind in PLUGIN_KINDS for record in self._records(module, kind)]
+            for record in records:
+                known = self._plugins[record.kind].get(record.name)
+                if known is not None:
+                    raise PluginError(
+                        f"{record.kind} {record.name!r} is already registered by {known.source}",
+                        hint=f"rename it, or leave one of them out with {ALLOW_VARIABLE}",
+                    )
+        except PluginError:
+            self._manager.unregister(module)
+            raise
+        for record in records:
+            self._plugins[record.kind][record.name] = RegisteredPlugin(record, source, distribution)
+
+    def _records(self, module: Any, kind: str) -> list[Plugin]:
+        hook = _HOOK_OF_KIND[kind]
+        implementation = getattr(module, hook, None)
+        if implementation is None or getattr(implementation, "lmcache_kit_impl", None) is None:
+            return []
+        try:
+            records = list(implementation())
+        except Exception as error:  # third-party code
+            raise PluginError(f"its hook {hook} raised {type(error).__name__}: {error}") from None
+        for record in records:
+            want = PLUGIN_KINDS[kind]
+            if not isinstance(record, want):
+                raise PluginError(f"its hook {hook} returned {type(record).__name__}, not {want.__name__}")
+            if record.api_version != API_VERSION:
+                raise PluginError(
+                    f"{kind} {record.name!r} was written for plugin API {record.api_version}, "
+                    f"this lmcache-kit has {API_VERSION}",
+                    hint="install the plugin's release for this version",
+                )
+        return records
+
+    def kinds(self) -> list[str]:
+        """All kinds of plugins."""
+        return list(self._plugins)
+
+    def all(self, kind: str) -> list[RegisteredPlugin]:
+        """Every plugin of one kind, by name. Raises UnknownNameError for an unknown kind."""
+        if kind not in self._plugins:
+            raise UnknownNameError("plugin kind", kind, self._plugins)
+        return [self._plugins[kind][name] for name in sorted(self._plugins[kind])]
+
+    def names(self, kind: str) -> list[str]:
+        """Names of one kind, sorted."""
+        return [entry.record.name for entry in self.all(kind)]
+
+    def get(self, record_type: type[P], name: str) -> P:
+        """The record called ``name``.
+
+        Raises UnknownNameError with the known names, the nearest one and, when we know it, how to install it.
+        """
+        kind = record_type.kind
+        entry = self._plugins[kind].get(name)
+        if entry is None:
+            distribution = _DISTRIBUTION_OF.get((kind, name))
+            hint = f"pip install {distribution}" if distribution else None
+            raise UnknownNameError(f"{kind} plugin", name, self.names(kind), hint=hint)
+        record = entry.record
+        assert isinstance(record, record_type)
+        return record
+
+    def find(self, name: str) -> list[RegisteredPlugin]:
+        """Plugins of any kind called ``name``."""
+        return [plugins[name] for plugins in self._plugins.values() if name in plugins]
+
+    @staticmethod
+    def options(record: Plugin, values: Mapping[str, Any] | None = None) -> Options:
+        """The plugin's options from plain values. Raises ConfigError naming the plugin and the wrong option."""
+        values = dict(values or {})
+        known = {field.encode_name for field in msgspec.structs.fields(record.options)}
+        for name in values:
+            if name not in known:
+                near = nearest(name, known)
+                raise ConfigError(
+                    f"{record.kind} plugin {record.name!r} has no option {name!r}",
+                    hint=f"did you mean {near!r}?" if near else f"its options: {', '.join(sorted(known)) or 'none'}",
+                )
+        try:
+            return msgspec.convert(values, record.options)
+        except msgspec.ValidationError as error:
+            raise ConfigError(f"options of {record.kind} plugin {record.name!r}: {error}") from None
+
+
+@functools.cache
+def registry() -> PluginRegistry:
+    """The registry of this process, made once from the environment."""
+    allow = os.environ.get(ALLOW_VARIABLE)
+    modules = os.environ.get(MODULES_VARIABLE, "")
+    return PluginRegistry(
+        allow=None if allow is None else [name.strip() for name in allow.split(",") if name.strip()],
+        modules=[name.strip() for name in modules.split(",") if name.strip()],
+    )
