@@ -47,7 +47,10 @@ API_VERSION = 1
 
 
 class Options(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    """Base of a plugin's options (``class MyOptions(Options, frozen=True)``): typed fields with defaults, validated and part of the scenario's JSON Schema."""
+    """Base of a plugin's options, as in ``class MyOptions(Options, frozen=True)``.
+
+    Fields are typed, have defaults, are validated, and become part of the scenario's JSON Schema.
+    """
 
 
 class NoOptions(Options, frozen=True):
