@@ -110,7 +110,7 @@ class ControllerClient(_Client):
     _what = "controller"
 
     async def lookup(self, tokens: Sequence[int], *, explain: bool = False) -> dict[str, Any]:
-        """Who holds how many tokens of this prefix: ``layout_info``, ``holders``, ``prefix`` (docs/reference/http.md)."""
+        """Who holds how many tokens of this prefix (docs/reference/http.md describes the answer)."""
         params = {"explain": "true"} if explain else {}
         return await self._post("/lookup", {"tokens": list(tokens)}, params=params)
 

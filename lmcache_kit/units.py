@@ -23,7 +23,10 @@ _SIZE = {
     "TiB": 2**40,
 }
 _BANDWIDTH = {
-    **{"bps": 1 / 8, "kbps": 1e3 / 8, "Kbps": 1e3 / 8, "Mbps": 1e6 / 8, "Gbps": 1e9 / 8},
+    "bps": 1 / 8,
+    "kbps": 1e3 / 8,
+    "Mbps": 1e6 / 8,
+    "Gbps": 1e9 / 8,
     **{f"{unit}/s": float(factor) for unit, factor in _SIZE.items() if unit},
 }
 _DURATION = {"": 1.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9, "min": 60.0, "h": 3600.0}

@@ -275,6 +275,10 @@ async def _tokens(tokens: str | None, prompt: str | None, instance_url: str, tim
             return await instance.tokenize(prompt)
     if tokens is None:
         return None
+    return _parse_tokens(tokens)
+
+
+def _parse_tokens(tokens: str) -> list[int]:
     try:
         text = Path(tokens[1:]).read_text() if tokens.startswith("@") else tokens
         return [int(part) for part in text.strip(" \n[]").replace(",", " ").split()]

@@ -1,0 +1,45 @@
+# Everything runs in .venv, which is made on first use. PYTHON chooses the interpreter (3.11 or newer),
+# PIP_ARGS goes to every pip install (an index of your own, for example).
+PYTHON ?= python3
+PIP_ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+OUT := out
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: demo install test lint typecheck check bench clean
+
+demo: $(INSTALLED)  ## install everything, run the quickstart, print its table
+	$(BIN)/lmcache-kit run scenarios/quickstart.yaml --output-dir $(OUT)/quickstart
+
+install: $(INSTALLED)
+
+$(INSTALLED): requirements-dev.txt pyproject.toml kernels/pyproject.toml $(wildcard plugins/*/pyproject.toml)
+	@$(PYTHON) -c 'import sys; sys.exit("lmcache-kit needs Python 3.11 or newer, this is %d.%d; set PYTHON=" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --requirement requirements-dev.txt
+	@touch $@
+
+test: $(INSTALLED)  ## every test that needs no GPU
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+typecheck: $(INSTALLED)
+	$(BIN)/mypy
+
+check: lint typecheck test
+
+bench: $(INSTALLED)  ## lookup, admit, tier, transport and codec speed into $(OUT)/bench
+	@mkdir -p $(OUT)/bench
+	$(BIN)/python benchmarks/controller.py --output $(OUT)/bench/controller.json
+	$(BIN)/python benchmarks/tiers.py --output $(OUT)/bench/tiers.json
+	$(BIN)/python benchmarks/transports.py --output $(OUT)/bench/transports.json
+	$(BIN)/python benchmarks/codecs.py --output $(OUT)/bench/codecs.json
+
+clean:
+	rm -rf $(VENV) $(OUT) .pytest_cache .mypy_cache .ruff_cache .hypothesis
