@@ -141,6 +141,10 @@ class PluginRegistry:
             raise PluginError(f"pluggy refused it: {error}") from None
         try:
             records = [record for kind in PLUGIN_KINDS for record in self._records(module, kind)]
+            names = [(record.kind, record.name) for record in records]
+            for kind, name in names:
+                if names.count((kind, name)) > 1:
+                    raise PluginError(f"it offers {kind} {name!r} twice")
             for record in records:
                 known = self._plugins[record.kind].get(record.name)
                 if known is not None:
@@ -198,8 +202,10 @@ class PluginRegistry:
         entry = self._plugins[kind].get(name)
         if entry is None:
             distribution = _DISTRIBUTION_OF.get((kind, name))
-            hint = f"pip install {distribution}" if distribution else None
-            raise UnknownNameError(f"{kind} plugin", name, self.names(kind), hint=hint)
+            error = UnknownNameError(f"{kind} plugin", name, self.names(kind))
+            if distribution:
+                error.hint = f"pip install {distribution}; {error.hint}"
+            raise error
         record = entry.record
         assert isinstance(record, record_type)
         return record

@@ -16,6 +16,7 @@ import click
 import typer
 
 from lmcache_kit import __version__
+from lmcache_kit.cli import client as client_commands
 from lmcache_kit.cli import plugins as plugins_commands
 from lmcache_kit.errors import ConfigError, LMCacheKitError
 from lmcache_kit.plugins import MODULES_VARIABLE
@@ -31,6 +32,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(plugins_commands.app, name="plugins")
+client_commands.register(app)
 
 
 def _version(value: bool) -> None:

@@ -1,0 +1,75 @@
+"""Exit statuses, and what goes to which stream."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from lmcache_kit import __version__
+from lmcache_kit.cli import main
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"lmcache-kit {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["no-such-command"], ["plugins", "list", "--no-such-option"], ["plugins", "show"]]
+)
+def test_wrong_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err
+
+
+def test_json_is_the_only_thing_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plugins", "list", "--format", "json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert {"storage", "compression", "transport", "engine"} <= {plugin["kind"] for plugin in answer["plugins"]}
+
+
+def test_an_unknown_plugin_is_an_error_with_a_hint(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plugins", "show", "zsdt"]) == 1
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "error: unknown plugin 'zsdt'" in shown.err
+    assert "did you mean 'zstd'" in shown.err
+    assert "Traceback" not in shown.err
+
+
+def test_show_lists_options_with_their_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plugins", "show", "zstd", "--format", "json"]) == 0
+    [facts] = json.loads(capsys.readouterr().out)
+    assert facts["options"]["level"]["type"] == "integer"
+    assert "lossless" in facts["capabilities"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["lookup", "--tokens", "1,2", "--url", "http://127.0.0.1:9"],
+        ["status", "--url", "http://127.0.0.1:9"],
+        ["health", "--instance-id", "a", "--url", "http://127.0.0.1:9"],
+    ],
+)
+def test_an_unreachable_controller_is_named(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 1
+    assert "the controller at http://127.0.0.1:9 cannot be reached" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["lookup", "--tokens", "1,x"],
+        ["lookup", "--tokens", "@/no/such/file"],
+        ["lookup", "--tokens", "1", "--prompt", "x"],
+        ["lookup"],
+        ["move", "--from", "a", "--to", "b/LocalCPUBackend"],
+    ],
+)
+def test_wrong_values_exit_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    assert "error: " in capsys.readouterr().err
