@@ -12,7 +12,6 @@ import sys
 import traceback
 from typing import Annotated
 
-import click
 import typer
 
 from lmcache_kit import __version__
@@ -67,21 +66,11 @@ def main(args: list[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     arguments = sys.argv[1:] if args is None else args
     try:
-        result = app(arguments, prog_name="lmcache-kit", standalone_mode=False)
-        return result if isinstance(result, int) else 0
-    except click.exceptions.Abort:
-        typer.echo("interrupted", err=True)
-        return 130
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    except KeyboardInterrupt:
-        typer.echo("interrupted", err=True)
-        return 130
-    except BrokenPipeError:
-        # The reader of our output left, as `| head` does.
-        sys.stderr.close()
-        return 1
+        # typer shows usage errors, ends on a broken pipe and turns Ctrl-C into a message by itself; what is left for
+        # us are the errors that we raise on purpose.
+        app(arguments, prog_name="lmcache-kit")
+    except SystemExit as done:
+        return done.code if isinstance(done.code, int) else int(done.code is not None)
     except LMCacheKitError as error:
         if "--debug" in arguments:
             traceback.print_exc()
@@ -89,3 +78,4 @@ def main(args: list[str] | None = None) -> int:
         if error.hint:
             typer.echo(f"hint: {error.hint}", err=True)
         return 2 if isinstance(error, ConfigError) else 1
+    return 0
