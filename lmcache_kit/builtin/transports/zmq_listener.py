@@ -61,7 +61,7 @@ class ZmqListener(Listener):
             self._socket.close(linger=0)
             self._context.term()
             raise _bind_error(error, address) from None
-        bound = bytes(self._socket.getsockopt(zmq.LAST_ENDPOINT)).decode()  # type: ignore[arg-type]
+        bound = self._socket.get_string(zmq.LAST_ENDPOINT)
         self._address = address
         if address.startswith("tcp://"):
             self._address = f"{address.rpartition(':')[0]}:{bound.rpartition(':')[2]}"
