@@ -162,7 +162,7 @@ class BatchedP2PLookupMsg(Message, frozen=True):
 class RegisterRetMsg(Message, frozen=True):
     """``extra_config["heartbeat_url"]`` is ``host:port`` without a scheme when there is a heartbeat socket."""
 
-    extra_config: dict[str, str] = {}
+    extra_config: dict[str, str] = msgspec.field(default_factory=dict)
 
 
 class FullSyncCommand(msgspec.Struct, tag="full_sync", tag_field="command_type", kw_only=True, frozen=True):
@@ -175,7 +175,7 @@ class FullSyncCommand(msgspec.Struct, tag="full_sync", tag_field="command_type",
 class HeartbeatRetMsg(Message, frozen=True):
     """Commands are executed in order."""
 
-    commands: list[FullSyncCommand] = []
+    commands: list[FullSyncCommand] = msgspec.field(default_factory=list)
 
 
 class FullSyncStartRetMsg(Message, frozen=True):
@@ -191,7 +191,7 @@ class FullSyncStatusRetMsg(Message, frozen=True):
     is_complete: bool
     global_progress: float
     can_exit_freeze: bool
-    missing_batches: list[int] = []
+    missing_batches: list[int] = msgspec.field(default_factory=list)
 
 
 class BatchedP2PLookupRetMsg(Message, frozen=True):
