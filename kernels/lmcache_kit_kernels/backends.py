@@ -1,7 +1,7 @@
 """Which implementations an operation has, and how one is loaded.
 
-Every operation is a folder: ``reference`` (numpy, the oracle), ``xla`` (``jax.jit``) and, where there is one, ``pallas``.
-All of them take and return the same arrays and agree bit for bit, so a backend is a matter of speed alone.
+Every operation is a folder: ``reference`` (numpy, the oracle), ``xla`` (``jax.jit``) and, where there is one,
+``pallas``. All of them take and return the same arrays and agree bit for bit, so a backend is a matter of speed alone.
 """
 
 from __future__ import annotations

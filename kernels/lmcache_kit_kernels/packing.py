@@ -19,7 +19,7 @@ def packed_size(count: int, width: int) -> int:
 
 
 def pack_bits(values: Array, width: int) -> Array:
-    """``values`` (uint8, each below ``2**width``, 1 <= width <= 8) as ``packed_size`` bytes; the last is zero-padded."""
+    """``values`` (uint8, below ``2**width``, 1 <= width <= 8) in ``packed_size`` bytes, the last padded with zeros."""
     bits = np.unpackbits(values.reshape(-1, 1), axis=1, count=width, bitorder="little")
     return np.packbits(bits, bitorder="little")
 

@@ -1,6 +1,6 @@
 """Shared frequency tables, and which of them fits a channel."""
 
-from lmcache_kit_kernels.tables.api import centre, fit, uncentre
+from lmcache_kit_kernels.tables.api import MAX_TOKENS, centre, fit, uncentre
 from lmcache_kit_kernels.tables.prototypes import (
     NUM_TABLES,
     PROBABILITY_BITS,
@@ -10,6 +10,7 @@ from lmcache_kit_kernels.tables.prototypes import (
 )
 
 __all__ = [
+    "MAX_TOKENS",
     "NUM_TABLES",
     "PROBABILITY_BITS",
     "centre",

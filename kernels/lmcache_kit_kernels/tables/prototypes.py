@@ -4,8 +4,8 @@ They are part of the bitstream: both sides build them, none is stored. So the co
 (decimal exponentials are correctly rounded by specification), and a test pins their digest.
 
 A table gives each centred symbol ``u = (symbol - centre) mod levels`` a frequency out of ``2**10``: ``u = 0`` is the
-centre, ``1, 2, ...`` lie above and ``levels - 1, levels - 2, ...`` below it. Every frequency is at least 1, so any symbol
-can be coded at no more than 10 bits under any table, and at most 1023, as the coder's arithmetic needs.
+centre, ``1, 2, ...`` lie above and ``levels - 1, levels - 2, ...`` below it. Every frequency is at least 1, so any
+symbol can be coded at no more than 10 bits under any table, and at most 1023, as the coder's arithmetic needs.
 """
 
 from __future__ import annotations
