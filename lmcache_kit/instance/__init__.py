@@ -1,0 +1,1 @@
+"""A serving instance: its cache core, its store, and the servers around them."""

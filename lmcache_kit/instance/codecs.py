@@ -1,0 +1,116 @@
+"""Compression methods by name: KV tensors to stored blobs and back."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from lmcache_kit.contracts.compression import CompressionMethod
+from lmcache_kit.contracts.records import CompressionPlugin
+from lmcache_kit.contracts.storage import Buffer
+from lmcache_kit.errors import BlobError, UnknownNameError
+from lmcache_kit.kv.blob import Blob, BlobHeader, pack_blob, unpack_blob
+from lmcache_kit.kv.keys import ChunkKey
+from lmcache_kit.kv.layout import KVTensor
+from lmcache_kit.plugins import PluginRegistry, registry
+
+__all__ = ["CodecSet", "verify_decoded"]
+
+
+class CodecSet:
+    """Every registered compression method, made when first used. Thread-safe.
+
+    Args:
+        plugins: where methods come from; this process's registry by default.
+        options: options of methods, by name.
+    """
+
+    def __init__(
+        self, plugins: PluginRegistry | None = None, *, options: Mapping[str, Mapping[str, Any]] | None = None
+    ) -> None:
+        self._plugins = plugins if plugins is not None else registry()
+        self._options = {name: dict(values) for name, values in (options or {}).items()}
+        self._methods: dict[str, CompressionMethod] = {}
+        self._lock = threading.Lock()
+
+    def names(self) -> list[str]:
+        """Known methods, sorted."""
+        return self._plugins.names(CompressionPlugin.kind)
+
+    def record(self, method: str) -> CompressionPlugin:
+        """The method's record, without making the method. Raises UnknownNameError."""
+        if method not in (known := self.names()):
+            try:
+                self._plugins.get(CompressionPlugin, method)
+            except UnknownNameError as error:  # its hint may name the distribution to install
+                listed = f"{error.hint}; known: {', '.join(known)}" if error.hint and "pip " in error.hint else None
+                raise UnknownNameError("compression method", method, known, hint=listed) from None
+        return self._plugins.get(CompressionPlugin, method)
+
+    def lossless(self, method: str) -> bool:
+        """Whether the method's record promises bit-exact decoding."""
+        return "lossless" in self.record(method).capabilities
+
+    def get(self, method: str) -> CompressionMethod:
+        """The method itself. Raises UnknownNameError, and ConfigError for wrong options."""
+        made = self._methods.get(method)
+        if made is None:
+            with self._lock:
+                made = self._methods.get(method)
+                if made is None:
+                    record = self.record(method)
+                    made = record.factory(self._plugins.options(record, self._options.get(method)))
+                    self._methods[method] = made
+        return made
+
+    def encode(self, kv: KVTensor, key: ChunkKey, method: str) -> bytes:
+        """The blob of ``kv`` under ``method``."""
+        codec = self.get(method)
+        return self.pack(codec.encode(kv), kv, key, method)
+
+    def pack(self, payload: Buffer, kv: KVTensor, key: ChunkKey, method: str) -> bytes:
+        """The blob around a payload that ``method`` made of ``kv``."""
+        header = BlobHeader(method, self.get(method).version, kv.layout, kv.num_tokens, key)
+        # bytes, not a bytearray: a memory backend then keeps this very object instead of a copy made on the event loop.
+        return bytes(pack_blob(header, payload))
+
+    def decode(self, blob: Buffer) -> KVTensor:
+        """KV of a blob, whatever the method. Raises BlobError for any blob that cannot be decoded."""
+        return self.decode_blob(unpack_blob(blob))
+
+    def decode_blob(self, blob: Blob) -> KVTensor:
+        """KV of an unpacked blob. Raises BlobError."""
+        header = blob.header
+        try:
+            method = self.get(header.codec)
+        except UnknownNameError as error:
+            raise BlobError(f"chunk {header.key.name()}: {error.message}", hint=error.hint) from None
+        try:
+            kv = method.decode(blob.payload, header.layout, header.num_tokens, header.codec_version)
+        except BlobError:
+            raise
+        except Exception as error:
+            # A method must raise BlobError; one that does not is treated as if it had, since the bytes are to blame.
+            raise BlobError(f"{header.codec} cannot decode chunk {header.key.name()}: {error}") from error
+        if kv.layout != header.layout or kv.num_tokens != header.num_tokens:
+            raise BlobError(f"{header.codec} decoded chunk {header.key.name()} to another shape than its header says")
+        return kv
+
+
+def verify_decoded(source: KVTensor, decoded: KVTensor, *, lossless: bool) -> str | None:
+    """What is wrong with ``decoded`` as a stand-in for ``source``, or None.
+
+    Bit-exact for a lossless method; for others the same shape and dtype, and finite wherever the source is.
+    """
+    if decoded.layout != source.layout or decoded.num_tokens != source.num_tokens:
+        return "it decodes to another shape or dtype"
+    if lossless:
+        same = np.array_equal(source.data.reshape(-1).view(np.uint8), decoded.data.reshape(-1).view(np.uint8))
+        return None if same else "the method is declared lossless but decodes to other bits"
+    for before, after in zip(source.data, decoded.data, strict=True):
+        if bool(np.any(np.isfinite(before) & ~np.isfinite(after))):
+            return "finite values become infinite or not a number"
+    return None

@@ -1,0 +1,144 @@
+"""Stores the KV of prompts, chunk by chunk from the front."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+from lmcache_kit.errors import CapacityError, LMCacheKitError, UnavailableError
+from lmcache_kit.instance.cache import CacheCore
+from lmcache_kit.instance.codecs import CodecSet
+from lmcache_kit.instance.execution import Signal, TierIO, Work
+from lmcache_kit.instance.reader import Chunk
+from lmcache_kit.instance.tiers import EntryState
+from lmcache_kit.instance.writer import Writer
+from lmcache_kit.kv.layout import KVTensor
+
+__all__ = ["SaveTotals", "Saver"]
+
+
+@dataclass(slots=True)
+class SaveTotals:
+    """What a save has done so far."""
+
+    stored: list[Chunk] = field(default_factory=list)
+    held_tokens: int = 0
+    nbytes: int = 0
+    by_location: dict[str, int] = field(default_factory=dict)
+    errors: list[str] = field(default_factory=list)
+
+
+class Saver:
+    """Encodes ahead in threads and writes in order, so that what is stored is always a prefix without holes."""
+
+    def __init__(
+        self, core: CacheCore, io: TierIO, work: Work, signal: Signal, writer: Writer, codecs: CodecSet, method: str
+    ) -> None:
+        self._core = core
+        self._io = io
+        self._work = work
+        self._signal = signal
+        self._writer = writer
+        self._codecs = codecs
+        self._method = method
+
+    async def save(self, chunks: Sequence[Chunk], kv: KVTensor, first: int, protect: frozenset[str]) -> SaveTotals:
+        """Store those of ``chunks`` that no tier holds; ``kv`` begins at token ``first``.
+
+        Ends at the first chunk that no tier can take: without it those behind it could never be served.
+        """
+        totals = SaveTotals()
+        async with aclosing(self._encoded(chunks, kv, first, totals)) as encoded:
+            async for chunk, blob in encoded:
+                if not await self._store(chunk, blob, protect, totals):
+                    break
+        return totals
+
+    async def _encoded(
+        self, chunks: Sequence[Chunk], kv: KVTensor, first: int, totals: SaveTotals
+    ) -> AsyncGenerator[tuple[Chunk, bytes], None]:
+        waiting = deque(chunks)
+        ahead: deque[tuple[Chunk, asyncio.Task[bytes] | None]] = deque()
+        try:
+            while waiting or ahead:
+                while waiting and len(ahead) < self._work.threads:
+                    chunk = waiting.popleft()
+                    task = None
+                    if not self._known(chunk):
+                        encode = self._work.call(self._encode, kv, chunk, first)
+                        task = asyncio.get_running_loop().create_task(encode)
+                    ahead.append((chunk, task))
+                chunk, task = ahead[0]
+                held = await self._settled(chunk)
+                if held:
+                    totals.held_tokens += chunk.num_tokens
+                    if task is not None:
+                        await asyncio.wait([task])
+                elif task is None:  # it was there, and was evicted since
+                    yield chunk, await self._work.call(self._encode, kv, chunk, first)
+                else:
+                    try:
+                        blob = await task
+                    except LMCacheKitError as error:
+                        totals.errors.append(f"chunk {chunk.name}: {error.detail}")
+                        return
+                    yield chunk, blob
+                ahead.popleft()
+        finally:
+            rest = [task for _, task in ahead if task is not None and not task.done()]
+            if rest:
+                await asyncio.wait(rest)
+            for _, task in ahead:
+                if task is not None and not task.cancelled():
+                    task.exception()
+
+    def _encode(self, kv: KVTensor, chunk: Chunk, first: int) -> bytes:
+        part = kv if chunk.num_tokens == kv.num_tokens else kv.tokens(chunk.start - first, chunk.stop - first)
+        return self._codecs.encode(part, chunk.key, self._method)
+
+    def _known(self, chunk: Chunk) -> bool:
+        return bool(self._core.in_tiers(chunk.name, EntryState.READY, EntryState.WRITING))
+
+    async def _settled(self, chunk: Chunk) -> bool:
+        """Whether some tier holds the chunk, once nobody is writing it."""
+        while True:
+            if self._core.holders(chunk.name):
+                return True
+            if not self._core.in_tiers(chunk.name, EntryState.WRITING):
+                return False
+            await self._signal.wait()
+
+    async def _store(self, chunk: Chunk, blob: bytes, protect: frozenset[str], totals: SaveTotals) -> bool:
+        targets = self._core.store_targets(len(blob))
+        if not targets:
+            totals.errors.append(f"chunk {chunk.name}: no tier takes {len(blob)} bytes")
+        stored = held = False
+        for tier in targets:
+            location = self._io.tiers[tier].location
+            try:
+                written = await self._writer.put(
+                    tier,
+                    chunk.key,
+                    blob,
+                    num_tokens=chunk.num_tokens,
+                    codec=self._method,
+                    cause="store",
+                    protect=protect,
+                )
+            except (CapacityError, UnavailableError) as error:
+                totals.errors.append(f"chunk {chunk.name}: {error.detail}")
+                continue
+            if written:
+                stored = True
+                totals.nbytes += len(blob)
+                totals.by_location[location] = totals.by_location.get(location, 0) + chunk.num_tokens
+            else:
+                held = True
+        if stored:
+            totals.stored.append(chunk)
+        elif held:
+            totals.held_tokens += chunk.num_tokens
+        return stored or held
