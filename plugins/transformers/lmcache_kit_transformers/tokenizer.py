@@ -102,7 +102,7 @@ def train_tokenizer(text_path: str | None, vocab_size: int, cache_dir: str | Non
     stored = _cache_folder(cache_dir) / f"{name}.json"
     try:
         return TrainedTokenizer(tokenizers.Tokenizer.from_str(stored.read_text(encoding="utf-8")))
-    except Exception:  # noqa: BLE001, S110  (missing or damaged, the library raises bare Exception: train it again)
+    except Exception:  # noqa: S110  (missing or damaged, the library raises bare Exception: train it again)
         pass
     trained = _train(text.decode(errors="replace"), vocab_size)
     _store(stored, trained.to_str())
