@@ -262,6 +262,8 @@ class Generator:
         except Exception:  # as above: the answer stands without being stored
             log.exception("the KV of %d tokens is not stored", len(tokens) - start)
             return 0
+        for problem in result.errors:
+            log.warning("some KV is not stored: %s", problem)
         self._metrics.stored(result.num_tokens, self._clock.now() - begin)
         return int(result.num_tokens)
 

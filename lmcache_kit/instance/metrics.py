@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import generate_latest
-from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
@@ -28,6 +28,11 @@ _USAGE_NAME = {
     "LocalDiskBackend": ("lmcache:local_storage_usage", "Bytes held in the disk tier"),
     "RemoteBackend": ("lmcache:remote_cache_usage", "Bytes held in the remote tier"),
 }
+
+# Numbers of ``stats()`` that go up and down; the others only grow.
+_LEVELS = {"capacity_bytes", "used_bytes", "chunks", "tokens", "pinned"}
+
+_Family = GaugeMetricFamily | CounterMetricFamily
 
 
 class InstanceMetrics:
@@ -133,19 +138,14 @@ class _StoreCollector(Collector):
     def collect(self) -> Iterable[Metric]:
         stats = self._stats()
         for name, value in _numbers(stats):
-            family = GaugeMetricFamily(
-                f"lmcache_kit_store_{name}", f"{name} of the store".replace("_", " "), labels=["instance_id"]
-            )
+            family = _family(f"lmcache_kit_store_{name}", name, ["instance_id"])
             family.add_metric([self._instance_id], value)
             yield family
-        families: dict[str, GaugeMetricFamily] = {}
+        families: dict[str, _Family] = {}
         for location, tier in stats.get("tiers", {}).items():
             for name, value in _numbers(tier):
                 if name not in families:
-                    text = f"{name} of a tier".replace("_", " ")
-                    families[name] = GaugeMetricFamily(
-                        f"lmcache_kit_tier_{name}", text, labels=["instance_id", "location"]
-                    )
+                    families[name] = _family(f"lmcache_kit_tier_{name}", name, ["instance_id", "location"])
                 families[name].add_metric([self._instance_id, location], value)
             if location in _USAGE_NAME and "used_bytes" in tier:
                 usage = GaugeMetricFamily(*_USAGE_NAME[location], labels=["instance_id"])
@@ -156,3 +156,10 @@ class _StoreCollector(Collector):
 
 def _numbers(values: Mapping[str, Any]) -> Iterable[tuple[str, float]]:
     return [(name, float(value)) for name, value in values.items() if isinstance(value, int | float)]
+
+
+def _family(name: str, field: str, labels: list[str]) -> _Family:
+    text = field.replace("_", " ")
+    if field in _LEVELS:
+        return GaugeMetricFamily(name, f"{text}, now", labels=labels)
+    return CounterMetricFamily(name, f"{text}, since the start", labels=labels)

@@ -62,7 +62,7 @@ class DictStore:
                 self.chunks[tuple(tokens[:stop])] = kv.tokens(begin - start, stop - start)
                 stored += stop - begin
         self.saves.append(stored)
-        return SimpleNamespace(num_tokens=stored, bytes=0)
+        return SimpleNamespace(num_tokens=stored, errors=[])
 
     def stats(self) -> dict[str, Any]:
         used = sum(chunk.nbytes for chunk in self.chunks.values())
