@@ -1,6 +1,6 @@
 """Zstandard over byte planes: lossless.
 
-Payload version 1: one byte, 0 (elements as they are) or 1 (byte planes), then one Zstandard frame with the content
+Payload version 1: one byte, ``E`` (elements as they are) or ``P`` (byte planes), then one Zstandard frame with the content
 size and a checksum in it. Byte planes are the first bytes of all elements in the order of ``[L, P, T, H, D]``, then
 all second bytes, and so on: ``itemsize`` planes of equal length.
 
@@ -22,7 +22,7 @@ from lmcache_kit.kv.layout import KVLayout, KVTensor
 
 __all__ = ["ZstdMethod"]
 
-_PLAIN, _PLANES = 0, 1
+_PLAIN, _PLANES = b"EP"  # no single changed bit turns one into the other
 
 
 class ZstdMethod(CompressionMethod):
