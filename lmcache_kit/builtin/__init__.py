@@ -17,10 +17,13 @@ __all__ = [
     "lmcache_kit_compression_methods",
     "lmcache_kit_engines",
     "lmcache_kit_eviction_policies",
+    "lmcache_kit_launchers",
     "lmcache_kit_placement_policies",
+    "lmcache_kit_reporters",
     "lmcache_kit_storage_backends",
     "lmcache_kit_trace_readers",
     "lmcache_kit_transports",
+    "lmcache_kit_workloads",
 ]
 
 
@@ -67,7 +70,28 @@ def lmcache_kit_placement_policies() -> Iterable[Plugin]:
 
 
 @hookimpl
+def lmcache_kit_workloads() -> Iterable[Plugin]:
+    from lmcache_kit.builtin.workloads import RECORDS
+
+    return RECORDS
+
+
+@hookimpl
 def lmcache_kit_trace_readers() -> Iterable[Plugin]:
     from lmcache_kit.builtin.traces import RECORDS
+
+    return RECORDS
+
+
+@hookimpl
+def lmcache_kit_launchers() -> Iterable[Plugin]:
+    from lmcache_kit.builtin.launchers import RECORDS
+
+    return RECORDS
+
+
+@hookimpl
+def lmcache_kit_reporters() -> Iterable[Plugin]:
+    from lmcache_kit.builtin.reporters import RECORDS
 
     return RECORDS

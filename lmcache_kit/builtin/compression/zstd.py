@@ -1,8 +1,8 @@
 """Zstandard over byte planes: lossless.
 
-Payload version 1: one byte, ``E`` (elements as they are) or ``P`` (byte planes), then one Zstandard frame with the content
-size and a checksum in it. Byte planes are the first bytes of all elements in the order of ``[L, P, T, H, D]``, then
-all second bytes, and so on: ``itemsize`` planes of equal length.
+Payload version 1: one byte, ``E`` (elements as they are) or ``P`` (byte planes), then one Zstandard frame with
+the content size and a checksum in it. Byte planes are the first bytes of all elements in the order of
+``[L, P, T, H, D]``, then all second bytes, and so on: ``itemsize`` planes of equal length.
 
 Measured on normally distributed KV with channels of different scale, level 1 (size before / size after): bfloat16
 1.42 with planes and 1.24 without, float16 1.14 and 1.07, float32 1.17 and 1.07; level 6 gains less than 1 %.

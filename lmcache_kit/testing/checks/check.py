@@ -50,7 +50,10 @@ def check_plugin(record: Plugin, *, options: Mapping[str, Any] | None = None) ->
     except ConfigError as error:
         return [*results, CheckResult("options", "failed", error.detail)]
     module = importlib.import_module(f"{__package__}.{_MODULES.get(record.kind, 'plain')}")
-    results += module.run(record, made)
+    try:
+        results += module.run(record, made)
+    except Exception as error:  # third-party code, outside of any one check
+        results.append(CheckResult("made and closed", "failed", f"{type(error).__name__}: {error}"))
     return results
 
 

@@ -48,7 +48,11 @@ class _Subject:
         try:
             self.backend = self._record.factory(self._options, self._context)
             require(isinstance(self.backend, StorageBackend), "the factory did not make a StorageBackend")
-            self.backend.size(self.name("reach"))
+            try:
+                self.backend.size(self._prefix)
+            except BaseException:
+                self.backend.close()
+                raise
         except (UnavailableError, ConfigError) as error:
             raise Skipped(f"it cannot be used here: {error.detail}") from None
         return type(self.backend).__name__
@@ -117,7 +121,9 @@ class _Subject:
     def names(self) -> str:
         longest = self._prefix + "x" * (128 - len(self._prefix))
         self._names.add(longest)
-        names = [longest, *(self.name(end) for end in ("a", "a.b", "a-b", "a_b", ".", "..", "-", "tmp", "a.part"))]
+        bare = [name for name in (".", "..") if self.backend.get(name) is None]
+        self._names.update(bare)
+        names = [longest, *bare, *(self.name(end) for end in ("a", "a.b", "a-b", "a_b", "tmp"))]
         for number, name in enumerate(names):
             self.backend.put(name, str(number).encode())
         for number, name in enumerate(names):
