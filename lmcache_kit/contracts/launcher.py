@@ -19,12 +19,14 @@ class LaunchSpec:
         argv: arguments of ``lmcache-kit``, without the program itself.
         env: variables set on top of the inherited ones.
         log: file that takes its standard output and error.
+        cwd: folder that relative paths in its configuration start from; None for the launcher's own.
     """
 
     name: str
     argv: Sequence[str]
     log: Path
     env: Mapping[str, str] = field(default_factory=dict)
+    cwd: Path | None = None
 
 
 class LaunchedProcess(ABC):

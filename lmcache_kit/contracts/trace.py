@@ -42,6 +42,8 @@ class TraceRecord:
         block_ids: chained ids of the prompt's full blocks.
         tail_tokens: prompt tokens after the last full block.
         session: conversation it belongs to, or None.
+        tail_id: chained id of the partial last block, in formats that have one (``tail="ceil"``); two prompts with
+            equal ``block_ids`` and ``tail_id`` share their tail too.
     """
 
     arrival: float
@@ -50,6 +52,7 @@ class TraceRecord:
     block_ids: tuple[int, ...]
     tail_tokens: int
     session: str | None = None
+    tail_id: int | None = None
 
 
 class TraceReader(ABC):

@@ -81,3 +81,8 @@ class Workload(ABC):
     def needs(self) -> Sequence[str]:
         """Names of earlier workloads that must have run; checked before anything boots."""
         return ()
+
+    def references(self) -> Sequence[tuple[str, str]]:
+        """``(what, name)`` of the other things that its options name: an ``instance``, a ``location`` or a plugin
+        kind such as ``compression``; checked before anything boots."""
+        return ()

@@ -1,0 +1,100 @@
+"""Workloads that come with the core."""
+
+from __future__ import annotations
+
+from lmcache_kit.builtin.workloads.options import (
+    ClearOptions,
+    CompletionsOptions,
+    JobOptions,
+    LookupOptions,
+    MoveOptions,
+    PinOptions,
+)
+from lmcache_kit.contracts.records import Options, Plugin, WorkloadPlugin
+from lmcache_kit.contracts.workload import Workload
+
+__all__ = ["RECORDS"]
+
+
+def _completions(options: Options) -> Workload:
+    from lmcache_kit.builtin.workloads.completions import CompletionsWorkload
+
+    assert isinstance(options, CompletionsOptions)
+    return CompletionsWorkload(options)
+
+
+def _lookup(options: Options) -> Workload:
+    from lmcache_kit.builtin.workloads.lookup import LookupWorkload
+
+    assert isinstance(options, LookupOptions)
+    return LookupWorkload(options)
+
+
+def _compress(options: Options) -> Workload:
+    from lmcache_kit.builtin.workloads.jobs import JobWorkload
+
+    assert isinstance(options, JobOptions)
+    return JobWorkload(options, "compress")
+
+
+def _decompress(options: Options) -> Workload:
+    from lmcache_kit.builtin.workloads.jobs import JobWorkload
+
+    assert isinstance(options, JobOptions)
+    return JobWorkload(options, "decompress")
+
+
+def _move(options: Options) -> Workload:
+    from lmcache_kit.builtin.workloads.move import MoveWorkload
+
+    assert isinstance(options, MoveOptions)
+    return MoveWorkload(options)
+
+
+def _pin(options: Options) -> Workload:
+    from lmcache_kit.builtin.workloads.keep import PinWorkload
+
+    assert isinstance(options, PinOptions)
+    return PinWorkload(options, release=False)
+
+
+def _unpin(options: Options) -> Workload:
+    from lmcache_kit.builtin.workloads.keep import PinWorkload
+
+    assert isinstance(options, PinOptions)
+    return PinWorkload(options, release=True)
+
+
+def _clear(options: Options) -> Workload:
+    from lmcache_kit.builtin.workloads.keep import ClearWorkload
+
+    assert isinstance(options, ClearOptions)
+    return ClearWorkload(options)
+
+
+RECORDS: tuple[Plugin, ...] = (
+    WorkloadPlugin(
+        name="completions",
+        summary="complete prompts, time them, compare texts with an earlier run",
+        options=CompletionsOptions,
+        factory=_completions,
+    ),
+    WorkloadPlugin(
+        name="lookup", summary="look completed prompts up in the controller", options=LookupOptions, factory=_lookup
+    ),
+    WorkloadPlugin(
+        name="compress", summary="compress the KV of completed prompts in a tier", options=JobOptions, factory=_compress
+    ),
+    WorkloadPlugin(
+        name="decompress",
+        summary="decompress the KV of completed prompts in a tier",
+        options=JobOptions,
+        factory=_decompress,
+    ),
+    WorkloadPlugin(
+        name="move", summary="move or copy prefixes to another tier or instance", options=MoveOptions, factory=_move
+    ),
+    WorkloadPlugin(name="pin", summary="keep completed prompts from eviction", options=PinOptions, factory=_pin),
+    WorkloadPlugin(name="unpin", summary="release pinned prompts", options=PinOptions, factory=_unpin),
+    WorkloadPlugin(name="clear", summary="drop everything unpinned from a tier", options=ClearOptions, factory=_clear),
+)

@@ -1,0 +1,115 @@
+"""``lmcache-kit run`` and ``lmcache-kit report``."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from lmcache_kit.cli.output import Format, FormatOption
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the application."""
+    app.command()(run)
+    app.command()(report)
+
+
+def run(
+    scenario: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped scenario.")],
+    clock: Annotated[
+        Literal["wall", "virtual"] | None, typer.Option("--clock", help="Overrides the scenario's clock.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="PATH=VALUE", help="Change one value, e.g. instances.0.chunk_size=64."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Overrides the scenario's seed.")] = None,
+    output_dir: Annotated[
+        Path | None, typer.Option("--output-dir", help="Where the report goes; out/NAME when left out.")
+    ] = None,
+    format: FormatOption = Format.TABLE,  # noqa: A002  (the option's name)
+) -> None:
+    """Run a scenario and report; exit status 1 when it fails or misses an expectation."""
+    from lmcache_kit.live import Run
+    from lmcache_kit.plugins import registry
+    from lmcache_kit.scenario import find_scenario, load_scenario
+
+    changes = list(overrides or ())
+    changes += [f"clock={clock}"] if clock is not None else []
+    changes += [f"seed={seed}"] if seed is not None else []
+    loaded = load_scenario(find_scenario(scenario), changes)
+    output = output_dir or Path("out") / loaded.name
+    start = time.monotonic()
+
+    def progress(line: str) -> None:
+        typer.echo(f"[{time.monotonic() - start:6.1f} s] {line}", err=True)
+
+    finished = _until_signalled(Run(loaded, registry(), output, progress=progress).run())
+    _show(finished, format)
+    progress(f"report in {output}")
+    missed = [outcome for outcome in finished["expectations"] if not outcome["met"]]
+    for outcome in missed:
+        got = outcome["problem"] or f"got {outcome['got']!r}"
+        typer.echo(f"missed: {outcome['path']}: wanted {outcome['wanted']!r}, {got}", err=True)
+    if missed:
+        raise typer.Exit(1)
+
+
+def report(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Output directory of a run.")],
+    format: FormatOption = Format.TABLE,  # noqa: A002
+) -> None:
+    """Show a run's report again, and make its report.html anew."""
+    from lmcache_kit.live import OutputFolder, write_reports
+    from lmcache_kit.plugins import registry
+    from lmcache_kit.report import read_report
+
+    folder = OutputFolder(directory)
+    found = read_report(folder.report)
+    write_reports(found, folder, ["html"], registry())
+    _show(found, format)
+
+
+def _show(finished: dict[str, Any], format: Format) -> None:  # noqa: A002
+    from lmcache_kit.contracts.records import ReporterPlugin
+    from lmcache_kit.plugins import registry
+
+    # The reporters that show a report on the terminal are called like the formats.
+    record = registry().get(ReporterPlugin, format.value)
+    typer.echo(record.factory(registry().options(record)).render(finished), nl=False)
+
+
+def _until_signalled(work: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:
+    """The result of ``work``; SIGINT and SIGTERM cancel it, and it tidies up before the command ends by them."""
+    caught: list[int] = []
+
+    async def supervised() -> dict[str, Any]:
+        loop = asyncio.get_running_loop()
+        task = asyncio.ensure_future(work)
+
+        def stop(number: int) -> None:
+            caught.append(number)
+            if len(caught) == 1:
+                typer.echo(f"{signal.Signals(number).name}: stopping the fleet", err=True)
+                task.cancel()
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, stop, number)
+        try:
+            return await task
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)
+
+    try:
+        return asyncio.run(supervised())
+    except asyncio.CancelledError:
+        raise typer.Exit(128 + caught[0] if caught else 1) from None

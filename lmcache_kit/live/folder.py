@@ -1,0 +1,55 @@
+"""The output directory of a run."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from lmcache_kit.errors import ConfigError
+
+__all__ = ["OutputFolder"]
+
+_OURS = ("scenario.yaml", "report.json", "events.jsonl", "report.html", "logs", "config", "data")
+
+
+class OutputFolder:
+    """A folder with ``scenario.yaml``, ``report.json``, ``events.jsonl``, ``report.html``, ``logs/`` and ``config/``.
+
+    An earlier run's files are replaced. A folder with anything else in it is refused, so a wrong path loses nothing.
+
+    Args:
+        path: made with its parents when it does not exist.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.resolve()
+        self.scenario = self.path / "scenario.yaml"
+        self.report = self.path / "report.json"
+        self.events = self.path / "events.jsonl"
+        self.logs = self.path / "logs"
+        self.config = self.path / "config"
+        self.data = self.path / "data"
+
+    def prepare(self) -> None:
+        """Make the folder and empty it of an earlier run. Raises ConfigError when it is not ours to empty."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            held = {entry.name for entry in self.path.iterdir()}
+        except OSError as error:
+            raise ConfigError(f"{self.path} cannot be the output directory: {error.strerror}") from None
+        if held and "scenario.yaml" not in held:
+            raise ConfigError(
+                f"{self.path} holds something else than a run's output", hint="name an empty or new --output-dir"
+            )
+        for name in _OURS:
+            entry = self.path / name
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink(missing_ok=True)
+        for folder in (self.logs, self.config, self.data):
+            folder.mkdir()
+
+    def drop_data(self) -> None:
+        """Remove what the instances stored; a run's result is its report."""
+        shutil.rmtree(self.data, ignore_errors=True)

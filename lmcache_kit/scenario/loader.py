@@ -1,0 +1,173 @@
+"""From YAML text to a checked :class:`Scenario`, and back.
+
+Nothing here looks at plugins: :mod:`lmcache_kit.scenario.validate` does, once the shape is right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from lmcache_kit.errors import ConfigError
+from lmcache_kit.scenario import document
+from lmcache_kit.scenario.expectations import parse_expectations
+from lmcache_kit.scenario.model import InstanceDefaults, InstanceSpec, Scenario
+from lmcache_kit.scenario.overrides import apply_overrides
+from lmcache_kit.scenario.shape import check_keys, dotted, scenario_type
+
+__all__ = ["dump_scenario", "load_scenario", "parse_scenario", "scenario_from_data", "scenario_to_data"]
+
+_KIND_ONLY = ("launcher",)
+_INSTANCE_KIND_ONLY = ("engine", "placement", "transport")
+
+
+def load_scenario(path: Path, overrides: Iterable[str] = ()) -> Scenario:
+    """The scenario in a file, its relative paths starting at the file's folder. Raises ConfigError."""
+    data = document.read(path)
+    scenario = scenario_from_data(data, overrides, source=str(path))
+    if scenario.base_dir is None:
+        scenario = msgspec.structs.replace(scenario, base_dir=str(path.resolve().parent))
+    return scenario
+
+
+def parse_scenario(text: str, overrides: Iterable[str] = (), *, source: str = "scenario") -> Scenario:
+    """The scenario in a text. Raises ConfigError."""
+    return scenario_from_data(document.parse(text, source=source), overrides, source=source)
+
+
+def scenario_from_data(data: Any, overrides: Iterable[str] = (), *, source: str = "scenario") -> Scenario:
+    """The scenario in plain data as YAML gives it; ``data`` may be changed. Raises ConfigError."""
+    if not isinstance(data, dict):
+        raise ConfigError(f"{source} is not a scenario: it must be a mapping", hint="see `lmcache-kit scenario list`")
+    apply_overrides(data, overrides)
+    try:
+        _spell_out(data)
+        check_keys(data, scenario_type())
+        _convert(data.get("instance_defaults") or {}, InstanceDefaults, "instance_defaults")
+        _merge_defaults(data)
+        _gather_workload_options(data)
+        scenario = _expand(_convert(data, Scenario, ""))
+        _check_names(scenario)
+        parse_expectations(scenario.expect, [workload.name for workload in scenario.workloads])
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error.message}", hint=error.hint) from None
+    return scenario
+
+
+def scenario_to_data(scenario: Scenario) -> dict[str, Any]:
+    """Plain data that loads to the same scenario."""
+    data: dict[str, Any] = _without_none(msgspec.to_builtins(scenario))
+    del data["instance_defaults"]
+    data["workloads"] = [
+        {"name": workload.name, "kind": workload.kind, **msgspec.to_builtins(workload.options)}
+        for workload in scenario.workloads
+    ]
+    data["expect"] = dict(scenario.expect)
+    return data
+
+
+def dump_scenario(scenario: Scenario) -> str:
+    """YAML text of :func:`scenario_to_data`."""
+    return document.dump(scenario_to_data(scenario))
+
+
+def _spell_out(data: dict[str, Any]) -> None:
+    """Replace ``launcher: local`` with ``launcher: {kind: local}``, and likewise below instances and in tiers."""
+    _spell_out_keys(data, _KIND_ONLY)
+    instances = data.get("instances")
+    for instance in [data.get("instance_defaults"), *(instances if isinstance(instances, list) else [])]:
+        if isinstance(instance, dict):
+            _spell_out_keys(instance, _INSTANCE_KIND_ONLY)
+            tiers = instance.get("tiers")
+            if isinstance(tiers, list):
+                instance["tiers"] = [{"kind": tier} if isinstance(tier, str) else tier for tier in tiers]
+
+
+def _spell_out_keys(data: dict[str, Any], keys: Iterable[str]) -> None:
+    for key in keys:
+        if isinstance(data.get(key), str):
+            data[key] = {"kind": data[key]}
+
+
+def _merge_defaults(data: dict[str, Any]) -> None:
+    defaults = data.pop("instance_defaults", None) or {}
+    instances = data.get("instances")
+    if isinstance(instances, list):
+        data["instances"] = [
+            _merged(defaults, instance) if isinstance(instance, dict) else instance for instance in instances
+        ]
+
+
+def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """``above`` over ``below``, mapping by mapping; a mapping of another plugin kind replaces the whole."""
+    result = dict(below)
+    for key, value in above.items():
+        under = below.get(key)
+        if isinstance(value, dict) and isinstance(under, dict) and _same_kind(under, value):
+            result[key] = _merged(under, value)
+        else:
+            result[key] = value
+    return result
+
+
+def _same_kind(under: dict[str, Any], above: dict[str, Any]) -> bool:
+    return "kind" not in above or "kind" not in under or above["kind"] == under["kind"]
+
+
+def _gather_workload_options(data: dict[str, Any]) -> None:
+    workloads = data.get("workloads")
+    if not isinstance(workloads, list):
+        return
+    gathered = []
+    for workload in workloads:
+        if isinstance(workload, dict):
+            named = {key: workload[key] for key in ("name", "kind") if key in workload}
+            options = {key: value for key, value in workload.items() if key not in named}
+            gathered.append({**named, "options": options})
+        else:
+            gathered.append(workload)
+    data["workloads"] = gathered
+
+
+def _convert(data: Any, kind: type[Any], path: str) -> Any:
+    try:
+        return msgspec.convert(data, kind)
+    except msgspec.ValidationError as error:
+        below, problem = dotted(error)
+        where = ".".join(part for part in (path, below) if part) or "the scenario"
+        raise ConfigError(f"{where}: {problem[:1].lower()}{problem[1:]}") from None
+
+
+def _expand(scenario: Scenario) -> Scenario:
+    instances: list[InstanceSpec] = []
+    for index, spec in enumerate(scenario.instances):
+        if spec.count is None:
+            instances.append(spec)
+            continue
+        if spec.count > 1 and (spec.port or spec.worker_port or spec.peer_port):
+            raise ConfigError(f"instances.{index} has a fixed port and a count of {spec.count}", hint="leave it 0")
+        instances += [
+            msgspec.structs.replace(spec, id=f"{spec.id}-{number}", count=None) for number in range(spec.count)
+        ]
+    return msgspec.structs.replace(scenario, instances=instances)
+
+
+def _check_names(scenario: Scenario) -> None:
+    for what, names in (
+        ("instance id", [instance.id for instance in scenario.instances]),
+        ("workload name", [workload.name for workload in scenario.workloads]),
+    ):
+        for name in names:
+            if names.count(name) > 1:
+                raise ConfigError(f"{what} {name!r} is used {names.count(name)} times", hint="give each its own")
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_none(below) for key, below in value.items() if below is not None}
+    if isinstance(value, list):
+        return [_without_none(below) for below in value]
+    return value

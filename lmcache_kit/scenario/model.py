@@ -1,0 +1,153 @@
+"""The scenario: what one YAML file declares.
+
+Keys are strict, values are typed, and every field has its meaning in docs/reference/scenario.md. A plugin is named by
+``kind``; what it takes stands under ``options``, except for workloads, whose options stand beside ``name`` and
+``kind``.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+__all__ = [
+    "ControllerSpec",
+    "EngineSpec",
+    "InstanceDefaults",
+    "InstanceSpec",
+    "LauncherSpec",
+    "LinkSpec",
+    "PlacementSpec",
+    "Scenario",
+    "TierSpec",
+    "TransportSpec",
+    "WorkloadSpec",
+]
+
+Port = Annotated[int, Meta(ge=0, le=65535)]
+Seconds = Annotated[float, Meta(gt=0)]
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=64)]
+Size = str | int
+Options = dict[str, Any]
+Scalar = bool | int | float | str | None
+
+
+class _Strict(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    pass
+
+
+class LauncherSpec(_Strict, kw_only=True, frozen=True):
+    """Where the processes live."""
+
+    kind: str = "local"
+    options: Options = {}
+
+
+class ControllerSpec(_Strict, kw_only=True, frozen=True):
+    """The controller. Port 0 means a free one; ``monitor_port`` P takes P, P+1 and P+2."""
+
+    host: str = "127.0.0.1"
+    port: Port = 0
+    monitor_port: Port = 0
+
+
+class EngineSpec(_Strict, kw_only=True, frozen=True):
+    """The inference engine of an instance."""
+
+    kind: str
+    model: str = ""
+    options: Options = {}
+
+
+class TierSpec(_Strict, kw_only=True, frozen=True):
+    """One storage tier; tiers are ordered, fastest first. ``capacity`` left out means unbounded."""
+
+    kind: str
+    location: str | None = None
+    capacity: Size | None = None
+    eviction: str = "lru"
+    eviction_options: Options = {}
+    options: Options = {}
+
+
+class PlacementSpec(_Strict, kw_only=True, frozen=True):
+    """Which tiers hold an object."""
+
+    kind: str = "broadcast"
+    options: Options = {}
+
+
+class TransportSpec(_Strict, kw_only=True, frozen=True):
+    """How an instance exchanges chunks with others; ``bandwidth`` and ``latency`` shape every link that has none of
+    its own."""
+
+    kind: str = "zmq"
+    bandwidth: str | None = None
+    latency: str | float | None = None
+    options: Options = {}
+
+
+class InstanceDefaults(_Strict, kw_only=True, frozen=True):
+    """What instances share unless they say otherwise."""
+
+    engine: EngineSpec | None = None
+    chunk_size: Annotated[int, Meta(ge=1)] = 256
+    hash_algorithm: str = "builtin"
+    save_unfull_chunk: bool = True
+    tiers: Annotated[list[TierSpec], Meta(min_length=1)] = msgspec.field(
+        default_factory=lambda: [TierSpec(kind="memory", capacity="256MiB")]
+    )
+    placement: PlacementSpec = msgspec.field(default_factory=PlacementSpec)
+    transport: TransportSpec = msgspec.field(default_factory=TransportSpec)
+    config: Options = {}
+    env: dict[str, str] = {}
+
+
+class InstanceSpec(InstanceDefaults, kw_only=True, frozen=True):
+    """One instance, or ``count`` of them called ``id-0``, ``id-1`` and so on. Port 0 means a free one."""
+
+    id: Name
+    count: Annotated[int, Meta(ge=1, le=256)] | None = None
+    port: Port = 0
+    worker_port: Port = 0
+    peer_port: Port = 0
+
+
+class LinkSpec(_Strict, kw_only=True, frozen=True):
+    """The link between two instances, both ways."""
+
+    between: tuple[str, str]
+    bandwidth: str | None = None
+    latency: str | float | None = None
+
+
+class WorkloadSpec(_Strict, kw_only=True, frozen=True):
+    """One workload. In YAML its options stand beside ``name`` and ``kind``."""
+
+    name: Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]
+    kind: str
+    options: Options = {}
+
+
+class Scenario(_Strict, kw_only=True, frozen=True):
+    """A fleet, what happens to it, and what must come out.
+
+    ``base_dir`` is the folder that relative paths start from; left out, the folder of the scenario's file.
+    """
+
+    name: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=64)]
+    summary: str = ""
+    clock: Literal["wall", "virtual"] = "wall"
+    seed: Annotated[int, Meta(ge=0, le=2**32 - 1)] = 0
+    base_dir: str | None = None
+    launcher: LauncherSpec = msgspec.field(default_factory=LauncherSpec)
+    startup_timeout: Seconds = 120.0
+    controller: ControllerSpec = msgspec.field(default_factory=ControllerSpec)
+    instance_defaults: InstanceDefaults = msgspec.field(default_factory=InstanceDefaults)
+    instances: Annotated[list[InstanceSpec], Meta(min_length=1)]
+    links: list[LinkSpec] = []
+    workloads: Annotated[list[WorkloadSpec], Meta(min_length=1)]
+    expect: dict[str, Scalar] = {}
+    reporters: list[str] = ["html"]

@@ -1,0 +1,108 @@
+"""JSON Schema of a scenario, with the options of every installed plugin in it, for editors and generators."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from lmcache_kit.contracts.records import PLUGIN_KINDS
+from lmcache_kit.plugins import PluginRegistry
+from lmcache_kit.scenario.model import Scenario
+
+__all__ = ["scenario_schema"]
+
+_DRAFT = "https://json-schema.org/draft/2020-12/schema"
+# Which plugin kind the `kind` of a model type names. Those with True may be given as the bare name too.
+_PLUGIN_KIND = {
+    "LauncherSpec": ("launcher", True),
+    "EngineSpec": ("engine", True),
+    "TierSpec": ("storage", True),
+    "PlacementSpec": ("placement", True),
+    "TransportSpec": ("transport", True),
+}
+
+
+def scenario_schema(plugins: PluginRegistry) -> dict[str, Any]:
+    """The schema of a scenario file as :func:`lmcache_kit.scenario.load_scenario` takes it."""
+    _, components = msgspec.json.schema_components([Scenario], ref_template="#/$defs/{name}")
+    options = _option_schemas(plugins)
+    for model, (kind, short) in _PLUGIN_KIND.items():
+        components[model] = _with_plugins(components[model], kind, plugins.names(kind), short=short)
+    for tier in _objects(components["TierSpec"]):
+        tier["properties"]["eviction"] = {**tier["properties"]["eviction"], "enum": plugins.names("eviction")}
+    components["Scenario"]["properties"]["reporters"]["items"] = {"enum": plugins.names("reporter")}
+    components["WorkloadSpec"] = _workload(components["WorkloadSpec"], plugins)
+    instance = components["InstanceSpec"]
+    instance["required"] = [name for name in instance["required"] if name == "id"]
+    schema: dict[str, Any] = components.pop("Scenario")
+    return {"$schema": _DRAFT, "$id": "lmcache-kit-scenario", **schema, "$defs": {**components, **options}}
+
+
+def _option_schemas(plugins: PluginRegistry) -> dict[str, Any]:
+    """One definition per plugin, called ``options.KIND.NAME``; types that it refers to are inlined below it."""
+    found: dict[str, Any] = {}
+    for kind in PLUGIN_KINDS:
+        for entry in plugins.all(kind):
+            found[_options_name(kind, entry.record.name)] = _inlined(entry.record.options)
+    return found
+
+
+def _inlined(options: type[msgspec.Struct]) -> dict[str, Any]:
+    (top,), components = msgspec.json.schema_components([options])
+
+    def resolve(value: Any, seen: tuple[str, ...]) -> Any:
+        if isinstance(value, dict):
+            reference = value.get("$ref")
+            if isinstance(reference, str):
+                name = reference.rpartition("/")[2]
+                return {} if name in seen else resolve(components[name], (*seen, name))
+            return {key: resolve(below, seen) for key, below in value.items()}
+        if isinstance(value, list):
+            return [resolve(below, seen) for below in value]
+        return value
+
+    resolved: dict[str, Any] = resolve(top, ())
+    return resolved
+
+
+def _options_name(kind: str, name: str) -> str:
+    return f"options.{kind}.{name}"
+
+
+def _with_plugins(model: dict[str, Any], kind: str, names: list[str], *, short: bool) -> dict[str, Any]:
+    model["properties"]["kind"] = {**model["properties"]["kind"], "enum": names}
+    model["allOf"] = [
+        {
+            "if": {"properties": {"kind": {"const": name}}, "required": ["kind"]},
+            "then": {"properties": {"options": {"$ref": f"#/$defs/{_options_name(kind, name)}"}}},
+        }
+        for name in names
+    ]
+    return {"anyOf": [{"enum": names}, model]} if short else model
+
+
+def _objects(schema: dict[str, Any]) -> list[dict[str, Any]]:
+    return [each for each in schema.get("anyOf", [schema]) if "properties" in each]
+
+
+def _workload(model: dict[str, Any], plugins: PluginRegistry) -> dict[str, Any]:
+    """A workload's options stand beside its name and kind, so each kind of workload is an object of its own."""
+    variants = []
+    for entry in plugins.all("workload"):
+        options = _inlined(entry.record.options)
+        variants.append(
+            {
+                "type": "object",
+                "title": entry.record.name,
+                "description": entry.record.summary,
+                "properties": {
+                    "name": model["properties"]["name"],
+                    "kind": {"const": entry.record.name},
+                    **options.get("properties", {}),
+                },
+                "required": ["name", "kind", *options.get("required", [])],
+                "additionalProperties": False,
+            }
+        )
+    return {"anyOf": variants}
