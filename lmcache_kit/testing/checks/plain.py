@@ -11,23 +11,42 @@ from lmcache_kit.contracts.launcher import Launcher
 from lmcache_kit.contracts.records import Options, Plugin
 from lmcache_kit.contracts.reporter import Reporter
 from lmcache_kit.contracts.trace import TraceReader
-from lmcache_kit.contracts.workload import Workload
+from lmcache_kit.contracts.workload import Workload, WorkloadResult
 from lmcache_kit.errors import InvalidRequestError, LMCacheKitError
+from lmcache_kit.report.build import build_report
 from lmcache_kit.testing.checks.result import CheckResult, Skipped, require, run_check
 
 __all__ = ["run"]
 
 _CONTRACTS: dict[str, type] = {"workload": Workload, "trace": TraceReader, "launcher": Launcher, "reporter": Reporter}
-_REPORT = {
-    "schema_version": 1,
-    "scenario": "check",
-    "clock": "wall",
-    "seed": 0,
-    "versions": {"lmcache-kit": "0"},
-    "plugins": {},
-    "host": {"cpus": 1},
-    "results": [{"name": "serve", "kind": "completions", "requests": 2, "seconds": 0.5, "text_equal": True}],
-}
+
+
+def _report() -> dict[str, Any]:
+    """A small finished run, as the runner would report it."""
+    values = {
+        "counts": {"requests": 2},
+        "tokens": 512,
+        "bytes_before": 1 << 20,
+        "bytes_after": 1 << 19,
+        "ratio": 2.0,
+        "seconds": 0.25,
+        "latency_seconds": {"p50": 0.1, "p90": 0.12, "p99": 0.13},
+        "text_equal": True,
+    }
+    return build_report(
+        scenario="check",
+        summary="a sample <run>",
+        clock="wall",
+        seed=0,
+        status="missed",
+        error=None,
+        started=0.0,
+        seconds=1.5,
+        boot_seconds=0.5,
+        results=[WorkloadResult(name="compress", kind="compress", values=values)],
+        expectations=[{"path": "compress.ratio", "wanted": ">= 3", "got": 2.0, "met": False, "problem": None}],
+        plugins=[],
+    )
 
 
 def run(record: Plugin, options: Options) -> list[CheckResult]:
@@ -53,11 +72,12 @@ def run(record: Plugin, options: Options) -> list[CheckResult]:
 
 
 def _renders(reporter: Reporter) -> str:
-    before = json.dumps(_REPORT)
-    text = reporter.render(_REPORT)
+    report = _report()
+    before = json.dumps(report)
+    text = reporter.render(report)
     require(isinstance(text, str) and bool(text), "render did not answer a text")
-    require(reporter.render(_REPORT) == text, "the same report renders differently the second time")
-    require(json.dumps(_REPORT) == before, "render changed the report")
+    require(reporter.render(report) == text, "the same report renders differently the second time")
+    require(json.dumps(report) == before, "render changed the report")
     return f"{len(text)} characters" + (f", for {reporter.file_name}" if reporter.file_name else "")
 
 
