@@ -79,7 +79,8 @@ def resolve_peer(settings: Settings, extension: Extension, *, joins: bool) -> Pe
         )
         channel = _DEFAULT_TRANSPORT
     transport = extension.transport
-    host, port, given = "127.0.0.1", 0, transport.address is not None
+    host: str | None = None
+    port, given = 0, transport.address is not None
     if settings.is_set("distributed_url"):
         old = parse_address("distributed_url", settings.value("distributed_url"), any_host="0.0.0.0", port_zero=True)
         host, port, given = old.host, old.port, True

@@ -82,7 +82,7 @@ class PeerSpec:
     Args:
         transport: the transport plugin.
         address: address to listen on as it was written, or None to make one from ``host`` and ``port``.
-        host: host that other instances connect to.
+        host: host to listen on, None for the interface on the way to the controller.
         port: port, 0 to let the system choose.
         serve: whether the peer server opens.
         timeout: deadline of one exchange, in seconds.
@@ -92,7 +92,7 @@ class PeerSpec:
 
     transport: PluginSpec = PluginSpec(kind="zmq")
     address: str | None = None
-    host: str = "127.0.0.1"
+    host: str | None = None
     port: int = 0
     serve: bool = False
     timeout: float = 10.0
