@@ -1,0 +1,172 @@
+"""The HTTP application: Starlette routes to thin ASGI endpoints that decode, call a handler and encode."""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import parse_qsl
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route as StarletteRoute
+from starlette.types import Receive, Scope, Send
+
+from lmcache_kit.controller.config import ControllerConfig
+from lmcache_kit.controller.metrics import ControllerMetrics
+from lmcache_kit.controller.openapi import openapi_document
+from lmcache_kit.controller.routes import Route
+from lmcache_kit.errors import InvalidRequestError, LMCacheKitError, UnavailableError
+
+__all__ = ["make_app"]
+
+log = logging.getLogger(__name__)
+
+_JSON = (b"content-type", b"application/json")
+_encoder = msgspec.json.Encoder()
+
+
+class _TooLargeError(LMCacheKitError):
+    status = 413
+
+
+class _UnauthorizedError(LMCacheKitError):
+    status = 401
+
+
+class _Endpoint:
+    """One route as an ASGI application, without the layers that a lookup would pay for."""
+
+    def __init__(self, route: Route, config: ControllerConfig, metrics: ControllerMetrics) -> None:
+        self._handler = route.handler
+        self._decoder = None if route.request is None else msgspec.json.Decoder(route.request)
+        self._authorization = None
+        if config.token is not None and not route.open:
+            self._authorization = f"bearer {config.token}".encode()
+        self._limit = config.max_body_bytes
+        self._path = route.path
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = time.perf_counter()
+        status, headers = 200, [_JSON]
+        try:
+            if self._authorization is not None:
+                self._authorize(scope["headers"])
+            request = None if self._decoder is None else self._decode(await self._body(scope, receive))
+            raw = scope["query_string"]
+            query = dict(parse_qsl(raw.decode("latin-1"), keep_blank_values=True)) if raw else {}
+            body = _encoder.encode(await self._handler(request, query))
+        except LMCacheKitError as error:
+            status, body = error.status, _encoder.encode({"detail": error.detail})
+            if isinstance(error, UnavailableError):
+                headers = [_JSON, (b"retry-after", str(error.retry_after).encode())]
+            elif status == 401:
+                headers = [_JSON, (b"www-authenticate", b"Bearer")]
+        except Exception as error:
+            log.exception("%s failed", self._path)
+            status, body = 500, _encoder.encode({"detail": f"the controller failed: {type(error).__name__}"})
+        await send(
+            {
+                "type": "http.response.start",
+                "status": status,
+                "headers": [*headers, (b"content-length", str(len(body)).encode())],
+            }
+        )
+        await send({"type": "http.response.body", "body": body})
+        self._metrics.observe(self._path, status, time.perf_counter() - started)
+
+    def _authorize(self, headers: list[tuple[bytes, bytes]]) -> None:
+        given = next((value for name, value in headers if name == b"authorization"), b"")
+        scheme, _, token = given.partition(b" ")
+        if not hmac.compare_digest(scheme.lower() + b" " + token.strip(), self._authorization or b""):
+            raise _UnauthorizedError(
+                "the bearer token is missing or wrong", hint="send the header Authorization: Bearer TOKEN"
+            )
+
+    async def _body(self, scope: Scope, receive: Receive) -> bytes:
+        for name, value in scope["headers"]:
+            if name == b"content-length" and value.isdigit() and int(value) > self._limit:
+                raise self._too_large()
+        message = await receive()
+        body: bytes = message.get("body", b"")
+        if not message.get("more_body", False):
+            if len(body) > self._limit:
+                raise self._too_large()
+            return body
+        parts, size = [body], len(body)
+        while message.get("more_body", False):
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise InvalidRequestError("the client left before its request was complete")
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            if size > self._limit:
+                raise self._too_large()
+        return b"".join(parts)
+
+    def _too_large(self) -> _TooLargeError:
+        return _TooLargeError(
+            f"the body is larger than {self._limit} bytes", hint="the controller's --max-body-size sets the limit"
+        )
+
+    def _decode(self, body: bytes) -> Any:
+        assert self._decoder is not None
+        try:
+            return self._decoder.decode(body)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise InvalidRequestError(str(error) if body else "the body is empty; send a JSON object") from None
+
+
+def make_app(config: ControllerConfig, routes: list[Route], metrics: ControllerMetrics) -> Starlette:
+    """The ASGI application."""
+    document = _encoder.encode(openapi_document(routes, token=config.token is not None))
+    get = Route(method="GET", path="", summary="", handler=_nothing, response=msgspec.Struct)
+    guard = _Endpoint(get, config, metrics)
+
+    def page(path: str, media_type: str, content: Callable[[], bytes]) -> StarletteRoute:
+        async def answer(request: Request) -> Response:
+            if config.token is not None:
+                guard._authorize(request.scope["headers"])
+            return Response(content(), media_type=media_type)
+
+        return StarletteRoute(path, answer, methods=["GET"])
+
+    return Starlette(
+        routes=[
+            *(
+                StarletteRoute(route.path, _Endpoint(route, config, metrics), methods=[route.method])
+                for route in routes
+            ),
+            page("/metrics", metrics.content_type, metrics.render),
+            page("/openapi.json", "application/json", lambda: document),
+        ],
+        exception_handlers={HTTPException: _http_error, LMCacheKitError: _kit_error},
+    )
+
+
+async def _nothing(request: Any, query: dict[str, str]) -> None:
+    return None
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    detail = error.detail
+    if error.status_code == 404:
+        detail = f"there is no {request.url.path} here (GET /openapi.json lists the paths)"
+    elif error.status_code == 405:
+        detail = f"{request.url.path} does not take {request.method}"
+    body = _encoder.encode({"detail": detail})
+    return Response(body, status_code=error.status_code, media_type="application/json", headers=error.headers)
+
+
+async def _kit_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, LMCacheKitError)
+    headers = {"www-authenticate": "Bearer"} if error.status == 401 else None
+    body = _encoder.encode({"detail": error.detail})
+    return Response(body, status_code=error.status, media_type="application/json", headers=headers)
