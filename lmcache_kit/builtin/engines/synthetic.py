@@ -143,6 +143,8 @@ class _Sequence(EngineSequence):
     def __init__(
         self, engine: SyntheticEngine, tokens: list[int], prefix: KVTensor | None, sampling: SamplingParams
     ) -> None:
+        if prefix is not None and prefix.num_tokens == 0:
+            prefix = None
         self._engine = engine
         self._tokens = tokens
         self._parts: list[KVTensor] = [] if prefix is None else [prefix]

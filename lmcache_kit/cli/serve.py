@@ -1,0 +1,113 @@
+"""``lmcache-kit serve``: one instance, an engine behind OpenAI-style HTTP with its KV in tiers.
+
+Takes the place of ``vllm serve`` in LMCache's documents, with the same flags as far as they mean something here.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+import yaml
+
+from lmcache_kit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from lmcache_kit.contracts.engine import Engine
+
+__all__ = ["engine_options", "make_engine", "register", "serve"]
+
+log = logging.getLogger(__name__)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    app.command()(serve)
+
+
+def serve(
+    model_argument: Annotated[
+        str | None, typer.Argument(metavar="[MODEL]", help="The model, as for `vllm serve`; the same as --model.")
+    ] = None,
+    engine: Annotated[str, typer.Option("--engine", help="Engine plugin; see `plugins list --kind engine`.")] = (
+        "synthetic"
+    ),
+    model: Annotated[str | None, typer.Option("--model", help="Name of the model, or what the engine loads.")] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="LMCache YAML file.", envvar="LMCACHE_CONFIG_FILE")
+    ] = None,
+    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port to listen on; 0: a free one.")] = 8000,
+    served_model_name: Annotated[
+        list[str] | None,
+        typer.Option("--served-model-name", help="Name that requests use for the model; may be given several times."),
+    ] = None,
+    max_model_len: Annotated[
+        int | None, typer.Option("--max-model-len", min=2, help="Most tokens of prompt and output together.")
+    ] = None,
+    engine_option: Annotated[
+        list[str] | None,
+        typer.Option("--engine-option", metavar="KEY=VALUE", help="Option of the engine; may be given several times."),
+    ] = None,
+    max_num_seqs: Annotated[
+        int, typer.Option("--max-num-seqs", min=1, help="Most requests worked on at the same time.")
+    ] = 16,
+    kv_transfer_config: Annotated[
+        str | None, typer.Option("--kv-transfer-config", help="Taken for vLLM's sake; the cache is always on.")
+    ] = None,
+    gpu_memory_utilization: Annotated[
+        float | None, typer.Option("--gpu-memory-utilization", help="Taken for vLLM's sake; has no effect.")
+    ] = None,
+) -> None:
+    """Serve a model, keeping its KV cache in the tiers of an LMCache configuration."""
+    if kv_transfer_config is not None:
+        log.warning("--kv-transfer-config has no effect: this instance always saves and loads KV itself")
+    if gpu_memory_utilization is not None:
+        log.warning("--gpu-memory-utilization has no effect: the engine takes the memory it needs")
+    if model is not None and model_argument is not None and model != model_argument:
+        raise ConfigError(f"two models are named, {model_argument!r} and {model!r}", hint="name one")
+    name = model or model_argument
+    if not name:
+        raise ConfigError("no model is named", hint="lmcache-kit serve --model NAME")
+
+    from lmcache_kit.instance.config import load_config
+    from lmcache_kit.instance.server import bind, run
+
+    instance = load_config(config)
+    # Before the engine, which may take a while to load: a port in use should be told at once.
+    with bind(host, port) as http_socket:
+        made = make_engine(engine, name, engine_options(engine_option or []), max_model_len=max_model_len)
+        run(instance, made, http_socket, served_models=served_model_name or [name], max_num_seqs=max_num_seqs)
+
+
+def engine_options(texts: Sequence[str]) -> dict[str, Any]:
+    """``key=value`` texts as a mapping; values are read as YAML. Raises ConfigError."""
+    options: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"--engine-option {text!r} is not KEY=VALUE")
+        try:
+            options[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ConfigError(
+                f"--engine-option {key.strip()}: the value {value!r} cannot be read", hint="quote it as in YAML"
+            ) from None
+    return options
+
+
+def make_engine(name: str, model: str, values: dict[str, Any], *, max_model_len: int | None) -> Engine:
+    """The engine plugin ``name`` with its options. Raises UnknownNameError and ConfigError."""
+    from lmcache_kit.contracts.records import EnginePlugin
+    from lmcache_kit.plugins import registry
+
+    record = registry().get(EnginePlugin, name)
+    if max_model_len is not None:
+        if "max_model_len" not in record.options.__struct_fields__:
+            raise ConfigError(f"the engine {name!r} has no --max-model-len")
+        if values.setdefault("max_model_len", max_model_len) != max_model_len:
+            raise ConfigError("--max-model-len and --engine-option max_model_len differ", hint="give one")
+    return record.factory(registry().options(record, values), model)
