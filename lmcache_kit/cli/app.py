@@ -17,6 +17,9 @@ import typer
 from lmcache_kit import __version__
 from lmcache_kit.cli import client as client_commands
 from lmcache_kit.cli import plugins as plugins_commands
+from lmcache_kit.cli import run as run_commands
+from lmcache_kit.cli import scenario as scenario_commands
+from lmcache_kit.cli import trace as trace_commands
 from lmcache_kit.errors import ConfigError, LMCacheKitError
 from lmcache_kit.plugins import MODULES_VARIABLE
 
@@ -32,6 +35,9 @@ app = typer.Typer(
 )
 app.add_typer(plugins_commands.app, name="plugins")
 client_commands.register(app)
+run_commands.register(app)
+scenario_commands.register(app)
+trace_commands.register(app)
 
 
 def _version(value: bool) -> None:

@@ -31,7 +31,8 @@ th { color: var(--dim); font-weight: 600; white-space: nowrap; } td.n { text-ali
 th.n { text-align: right; } tbody tr:hover { background: var(--soft); }
 figure { margin: 0; } figcaption { color: var(--dim); margin-bottom: .3rem; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(26rem, 1fr)); gap: 2rem; }
-.chart { width: 100%; height: auto; } .chart text { fill: var(--ink); font-size: 12px; } .chart .value { fill: var(--dim); }
+.chart { width: 100%; height: auto; } .chart text { fill: var(--ink); font-size: 12px; }
+.chart .value { fill: var(--dim); }
 .s0 { fill: var(--s0); } .s1 { fill: var(--s1); } .s2 { fill: var(--s2); }
 details { border-bottom: 1px solid var(--line); padding: .35rem 0; } summary { cursor: pointer; }
 details table { margin: .4rem 0 .8rem; width: auto; } pre { white-space: pre-wrap; color: var(--bad); }
@@ -141,7 +142,8 @@ def _expectations(outcomes: Sequence[Mapping[str, Any]]) -> str:
 def _details(results: Sequence[Mapping[str, Any]]) -> str:
     parts = [
         f"<details><summary>{escape(str(result['name']))} "
-        f'<span class="dim">{escape(str(result.get("kind", "")))}</span></summary>{_table(("", ""), flat(result))}</details>'
+        f'<span class="dim">{escape(str(result.get("kind", "")))}</span></summary>'
+        f"{_table(('', ''), flat(result))}</details>"
         for result in results
     ]
     return _section("Details", "".join(parts)) if parts else ""
