@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 _Place = tuple[int, int] | None
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(tuple[str | None, list[_Place]])
+_MAX_PLACES_BYTES = 2 * 2**20
 _MAX_SOCKET_PATH = 107  # of a Unix socket address
 _IN_THREAD = 2**20  # copying this much takes long enough to be kept off the event loop
 _SWEEP_SECONDS = 5.0
@@ -135,7 +136,7 @@ class ShmListener(Listener):
                 _endpoint(folder.path, name),
                 self._address,
                 self._handle,
-                ZmqOptions(max_message_bytes=options.max_message_bytes, max_in_flight=options.max_in_flight),
+                _socket_options(options),
             )
         except BaseException:
             self._release()
@@ -189,7 +190,7 @@ class ShmChannel(Channel):
             self._inner = ZmqChannel(
                 _endpoint(path, name),
                 f"shm://{name}",
-                ZmqOptions(max_message_bytes=options.max_message_bytes),
+                _socket_options(options),
                 late=self._packer.discard_message,
             )
         except BaseException:
@@ -232,6 +233,13 @@ class ShmTransport(Transport):
 
     async def connect(self, address: str) -> Channel:
         return ShmChannel(split_address(address, "shm"), self._options, self._path)
+
+
+def _socket_options(options: ShmOptions) -> ZmqOptions:
+    # A message that was measured here gains the frame that says where its frames are.
+    return ZmqOptions(
+        max_message_bytes=options.max_message_bytes + _MAX_PLACES_BYTES, max_in_flight=options.max_in_flight
+    )
 
 
 async def _own_name(path: Path, name: str) -> int:

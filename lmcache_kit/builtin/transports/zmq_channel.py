@@ -115,9 +115,12 @@ class ZmqChannel(Channel):
     async def _receive(self) -> None:
         while True:
             parts = await self._socket.recv_multipart(copy=False)
+            number = 0
             try:
                 kind, number = unpack_header(parts[0].bytes if len(parts[0]) <= 64 else b"")
             except InvalidRequestError:
+                kind = REQUEST
+            if kind == REQUEST:
                 continue  # whoever listens there does not speak this protocol; the deadline tells the caller
             frames = as_buffers(parts[1:])
             call = self._calls.get(number)
