@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from lmcache_kit import __version__
-from lmcache_kit.cli import client as client_commands
+from lmcache_kit.cli import client, controller, run, scenario, serve, trace
 from lmcache_kit.cli import plugins as plugins_commands
 from lmcache_kit.cli import run as run_commands
 from lmcache_kit.cli import scenario as scenario_commands
@@ -34,7 +34,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(plugins_commands.app, name="plugins")
-client_commands.register(app)
+for module in (run, controller, serve, client, scenario, trace):
+    module.register(app)
 run_commands.register(app)
 scenario_commands.register(app)
 trace_commands.register(app)
