@@ -86,7 +86,7 @@ class Generator:
     """Runs completions on one engine.
 
     Args:
-        engine: called from one thread only, which this object owns; closed by :meth:`close`.
+        engine: called from one thread only, which this object owns; the caller closes it afterwards.
         store: where prefixes are looked for and saved.
         chunk_size: tokens per stored chunk; the engine prefills in blocks of this size.
         metrics: counts what happens.
@@ -174,14 +174,14 @@ class Generator:
             self._slots.release()
 
     async def close(self) -> None:
-        """Wait for saves under way, then stop the engine's thread and free the engine; idempotent."""
+        """Wait for saves under way and for the engine's current step, then stop the engine's thread; idempotent."""
         if self._closed:
             return
         self._closed = True
         if self._saves:
             await asyncio.wait(self._saves)
-        loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._thread, self._engine.close)
+        # The thread runs one call at a time, so when this one is done the others are.
+        await asyncio.get_running_loop().run_in_executor(self._thread, _nothing)
         self._thread.shutdown(wait=False)
 
     async def _run(
@@ -299,6 +299,10 @@ class Generator:
         if tokens and not (min(tokens) >= 0 and max(tokens) < size):
             wrong = next(token for token in tokens if not 0 <= token < size)
             raise InvalidRequestError(f"token id {wrong} is outside of the vocabulary, 0 to {size - 1}")
+
+
+def _nothing() -> None:
+    return
 
 
 class _Output:

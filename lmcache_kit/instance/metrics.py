@@ -30,7 +30,11 @@ _USAGE_NAME = {
 }
 
 # Numbers of ``stats()`` that go up and down; the others only grow.
-_LEVELS = {"capacity_bytes", "used_bytes", "chunks", "tokens", "pinned"}
+_LEVELS = {
+    *("capacity_bytes", "used_bytes", "chunks", "tokens", "pinned"),
+    *("registered", "pushed_registration", "synced", "pending_operations", "last_heartbeat_unix"),
+}
+_NO_METRICS = {"control_port"}
 
 _Family = GaugeMetricFamily | CounterMetricFamily
 
@@ -41,7 +45,7 @@ class InstanceMetrics:
     Args:
         model_name: value of the label ``model_name``.
         instance_id: value of the label ``instance_id`` of the cache metrics.
-        stats: gives ``KVStore.stats()``, asked at every scrape.
+        stats: gives ``InstanceRuntime.stats()``, asked at every scrape.
     """
 
     def __init__(self, model_name: str, instance_id: str, stats: Callable[[], Mapping[str, Any]]) -> None:
@@ -81,7 +85,7 @@ class InstanceMetrics:
         self._to_store = histogram("lmcache:time_to_store", "Seconds to save KV", cache, _SHORT)
         self._hit_rate = gauge("lmcache:retrieve_hit_rate", "Hit tokens of requested tokens, since start", cache)
         self._sums = [0, 0]  # tokens requested and hit
-        self._registry.register(_StoreCollector(stats, instance_id))
+        self._registry.register(_CacheCollector(stats, instance_id))
 
     def retrieved(self, requested: int, hit: int, seconds: float) -> None:
         """A prefix was looked for."""
@@ -120,11 +124,11 @@ class InstanceMetrics:
         return generate_latest(self._registry)
 
 
-class _StoreCollector(Collector):
-    """The store's own counts at the time of the scrape.
+class _CacheCollector(Collector):
+    """The counts of the store, the controller worker and the peer server at the time of the scrape.
 
-    Numbers of ``stats()`` become ``lmcache_kit_store_*``, those of each tier in ``stats()["tiers"]`` become
-    ``lmcache_kit_tier_*`` with the label ``location``.
+    Numbers of ``stats()[SECTION]`` become ``lmcache_kit_SECTION_*``, those of each tier in ``["store"]["tiers"]``
+    become ``lmcache_kit_tier_*`` with the label ``location``.
     """
 
     def __init__(self, stats: Callable[[], Mapping[str, Any]], instance_id: str) -> None:
@@ -137,12 +141,13 @@ class _StoreCollector(Collector):
 
     def collect(self) -> Iterable[Metric]:
         stats = self._stats()
-        for name, value in _numbers(stats):
-            family = _family(f"lmcache_kit_store_{name}", name, ["instance_id"])
-            family.add_metric([self._instance_id], value)
-            yield family
+        for section, facts in stats.items():
+            for name, value in _numbers(facts or {}):
+                family = _family(f"lmcache_kit_{section}_{name}", name, ["instance_id"])
+                family.add_metric([self._instance_id], value)
+                yield family
         families: dict[str, _Family] = {}
-        for location, tier in stats.get("tiers", {}).items():
+        for location, tier in stats["store"]["tiers"].items():
             for name, value in _numbers(tier):
                 if name not in families:
                     families[name] = _family(f"lmcache_kit_tier_{name}", name, ["instance_id", "location"])
@@ -155,7 +160,11 @@ class _StoreCollector(Collector):
 
 
 def _numbers(values: Mapping[str, Any]) -> Iterable[tuple[str, float]]:
-    return [(name, float(value)) for name, value in values.items() if isinstance(value, int | float)]
+    return [
+        (name, float(value))
+        for name, value in values.items()
+        if isinstance(value, int | float) and name not in _NO_METRICS
+    ]
 
 
 def _family(name: str, field: str, labels: list[str]) -> _Family:

@@ -66,7 +66,8 @@ class DictStore:
 
     def stats(self) -> dict[str, Any]:
         used = sum(chunk.nbytes for chunk in self.chunks.values())
-        return {"tiers": {"LocalCPUBackend": {"used_bytes": used, "objects": len(self.chunks)}}}
+        tier = {"used_bytes": used, "chunks": len(self.chunks), "hits": 3, "codecs": {}}
+        return {"store": {"loads": 1, "tiers": {"LocalCPUBackend": tier}}, "worker": None, "peer": {"refused": 0}}
 
 
 @dataclass
