@@ -103,6 +103,10 @@ def cache_facts(facts: GenerationFacts) -> dict[str, Any]:
         "prefill_seconds": facts.prefill_seconds,
         "ttft_seconds": facts.ttft_seconds,
         "stored_tokens": facts.stored_tokens,
+        "loaded_bytes": facts.loaded_bytes,
+        "loaded_kv_bytes": facts.loaded_kv_bytes,
+        "stored_bytes": facts.stored_bytes,
+        "stored_kv_bytes": facts.stored_kv_bytes,
     }
 
 

@@ -54,7 +54,11 @@ class GenerationRequest:
 
 @dataclass(slots=True, kw_only=True)
 class GenerationFacts:
-    """What is known of one completion; filled while it runs. Times in seconds."""
+    """What is known of one completion; filled while it runs. Times in seconds.
+
+    ``loaded_bytes`` and ``stored_bytes`` are as the tiers hold them, each copy counted; the ``..._kv_bytes`` beside
+    them are the same tokens as the engine has them.
+    """
 
     prompt_tokens: int
     completion_tokens: int = 0
@@ -66,6 +70,10 @@ class GenerationFacts:
     prefill_seconds: float = 0.0
     ttft_seconds: float = 0.0
     stored_tokens: int = 0
+    loaded_bytes: int = 0
+    loaded_kv_bytes: int = 0
+    stored_bytes: int = 0
+    stored_kv_bytes: int = 0
     finish_reason: str | None = None
     stop_reason: str | None = None
 
@@ -208,7 +216,7 @@ class Generator:
                 text = ""
             kv_start = self._boundary(facts.cached_tokens)
             kv = await self._call(sequence.kv, kv_start, len(tokens))
-            save = self._save(tokens, kv, kv_start)
+            save = self._save(tokens, kv, kv_start, facts)
             del kv
             while facts.finish_reason is None:
                 text = await self._call(self._decode, sequence, output)
@@ -217,7 +225,7 @@ class Generator:
                     text = ""
             facts.stored_tokens = await asyncio.shield(save)
             if self._save_decode_cache and len(output.tokens) > 1:
-                facts.stored_tokens += await self._save_output(sequence, tokens, output.tokens)
+                facts.stored_tokens += await self._save_output(sequence, tokens, output.tokens, facts)
             yield Delta(text, output.take(), facts)
         finally:
             # Shielded: a cancelled request must still free its KV, in the engine's thread.
@@ -241,18 +249,20 @@ class Generator:
             held = facts.cached_tokens_by_location
             held[hit.location] = held.get(hit.location, 0) + hit.num_tokens
             facts.codecs[hit.codec] = facts.codecs.get(hit.codec, 0) + 1
+            facts.loaded_bytes += hit.stored_bytes
+        facts.loaded_kv_bytes = loaded.num_tokens * self._engine.info.layout.bytes_per_token
         self._metrics.retrieved(len(tokens), loaded.num_tokens, facts.load_seconds)
         kv: KVTensor | None = loaded.kv if loaded.num_tokens else None
         return kv
 
-    def _save(self, tokens: Sequence[int], kv: KVTensor, start: int) -> asyncio.Task[int]:
+    def _save(self, tokens: Sequence[int], kv: KVTensor, start: int, facts: GenerationFacts) -> asyncio.Task[int]:
         """Save in the background; the task gives the number of tokens stored, and never fails."""
-        task = asyncio.create_task(self._save_now(tokens, kv, start), name="save KV")
+        task = asyncio.create_task(self._save_now(tokens, kv, start, facts), name="save KV")
         self._saves.add(task)
         task.add_done_callback(self._saves.discard)
         return task
 
-    async def _save_now(self, tokens: Sequence[int], kv: KVTensor, start: int) -> int:
+    async def _save_now(self, tokens: Sequence[int], kv: KVTensor, start: int, facts: GenerationFacts) -> int:
         begin = self._clock.now()
         try:
             result = await self._store.save(tokens, kv, start=start)
@@ -265,14 +275,18 @@ class Generator:
         for problem in result.errors:
             log.warning("some KV is not stored: %s", problem)
         self._metrics.stored(result.num_tokens, self._clock.now() - begin)
+        facts.stored_bytes += result.nbytes
+        facts.stored_kv_bytes += sum(result.by_location.values()) * self._engine.info.layout.bytes_per_token
         return int(result.num_tokens)
 
-    async def _save_output(self, sequence: EngineSequence, prompt: list[int], output: list[int]) -> int:
+    async def _save_output(
+        self, sequence: EngineSequence, prompt: list[int], output: list[int], facts: GenerationFacts
+    ) -> int:
         # The last token made was never fed back, so it has no KV.
         tokens = prompt + output[:-1]
         start = self._boundary(len(prompt))
         kv = await self._call(sequence.kv, start, len(tokens))
-        return await asyncio.shield(self._save(tokens, kv, start))
+        return await asyncio.shield(self._save(tokens, kv, start, facts))
 
     async def _release(self, sequence: EngineSequence) -> None:
         with contextlib.suppress(UnavailableError):  # closing the engine frees its sequences too

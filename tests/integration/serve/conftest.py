@@ -1,12 +1,12 @@
-"""An instance's HTTP interface in this process: the synthetic engine, and a store that is a plain dictionary."""
+"""An instance's HTTP interface in this process: engines made for tests, and a store that is a plain dictionary."""
 
 from __future__ import annotations
 
 import asyncio
-import time
+import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,11 +16,11 @@ import pytest
 from lmcache_kit.builtin.engines.options import SyntheticOptions
 from lmcache_kit.builtin.engines.synthetic import SyntheticEngine
 from lmcache_kit.clock import WallClock
-from lmcache_kit.contracts.engine import Engine
+from lmcache_kit.contracts.engine import Engine, EngineInfo, EngineSequence, SamplingParams
 from lmcache_kit.instance.generation import Generator
 from lmcache_kit.instance.http import InstanceApp
 from lmcache_kit.instance.metrics import InstanceMetrics
-from lmcache_kit.kv import KVTensor
+from lmcache_kit.kv import KVLayout, KVTensor
 
 CHUNK = 64
 
@@ -62,12 +62,97 @@ class DictStore:
                 self.chunks[tuple(tokens[:stop])] = kv.tokens(begin - start, stop - start)
                 stored += stop - begin
         self.saves.append(stored)
-        return SimpleNamespace(num_tokens=stored, errors=[])
+        return SimpleNamespace(num_tokens=stored, nbytes=stored, by_location={"LocalCPUBackend": stored}, errors=[])
 
     def stats(self) -> dict[str, Any]:
         used = sum(chunk.nbytes for chunk in self.chunks.values())
         tier = {"used_bytes": used, "chunks": len(self.chunks), "hits": 3, "codecs": {}}
         return {"store": {"loads": 1, "tiers": {"LocalCPUBackend": tier}}, "worker": None, "peer": {"refused": 0}}
+
+
+class ScriptedEngine(Engine):
+    """Says a given text, byte by byte, and notes every call; ``gate`` holds back whoever works while it is closed.
+
+    A text of None stands for a broken engine: every step raises.
+    """
+
+    EOS = 257
+
+    def __init__(self, *texts: bytes | None, eos_after: int | None = None) -> None:
+        self.scripts = list(texts)
+        self.eos_after = eos_after
+        self.calls: list[tuple[str, int]] = []
+        self.threads: set[int] = set()
+        self.gate = threading.Event()
+        self.gate.set()
+        self.entered = threading.Event()
+        self.open = 0
+        self._info = EngineInfo(
+            model="model-a",
+            fingerprint="scripted",
+            layout=KVLayout(1, 1, 1, "float32"),
+            max_model_len=4096,
+            eos_token_ids=frozenset({self.EOS}),
+            vocab_size=258,
+        )
+
+    @property
+    def info(self) -> EngineInfo:
+        return self._info
+
+    def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        return list(text.encode())
+
+    def detokenize(self, tokens: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        return bytes(token for token in tokens if token < 256).decode(errors="replace")
+
+    def token_text(self, token: int) -> str:
+        return chr(token)
+
+    def start(
+        self, tokens: Sequence[int], *, prefix: KVTensor | None, prefill_block: int, sampling: SamplingParams
+    ) -> EngineSequence:
+        number = sum(1 for name, _ in self.calls if name == "start")
+        script = self.scripts[min(number, len(self.scripts) - 1)]
+        self.note("start", number)
+        self.open += 1
+        return ScriptedSequence(self, number, script)
+
+    def note(self, name: str, number: int) -> None:
+        self.calls.append((name, number))
+        self.threads.add(threading.get_ident())
+        self.entered.set()
+        assert self.gate.wait(30)
+
+
+class ScriptedSequence(EngineSequence):
+    def __init__(self, engine: ScriptedEngine, number: int, script: bytes | None) -> None:
+        self.engine, self.number, self.script, self.at, self.closed = engine, number, script, 0, False
+
+    def prefill(self) -> int:
+        self.engine.note("prefill", self.number)
+        return self._next()
+
+    def decode(self) -> int:
+        self.engine.note("decode", self.number)
+        return self._next()
+
+    def kv(self, start: int, stop: int) -> KVTensor:
+        return KVTensor.empty(self.engine.info.layout, stop - start)
+
+    def close(self) -> None:
+        self.engine.calls.append(("close", self.number))
+        self.engine.open -= not self.closed
+        self.closed = True
+
+    def _next(self) -> int:
+        assert not self.closed
+        if self.script is None:
+            raise RuntimeError("the engine is broken")
+        self.at += 1
+        if self.at - 1 == self.engine.eos_after:
+            return self.engine.EOS
+        return self.script[(self.at - 1) % len(self.script)]
 
 
 @dataclass
@@ -80,7 +165,6 @@ class Served:
     engine: Engine
     store: DictStore
     metrics: InstanceMetrics
-    extra: dict[str, Any] = field(default_factory=dict)
 
 
 Serve = Callable[..., Any]
@@ -117,6 +201,12 @@ def make_engine() -> Callable[..., SyntheticEngine]:
 
 
 @pytest.fixture
+def scripted() -> type[ScriptedEngine]:
+    """Makes an engine that says given texts."""
+    return ScriptedEngine
+
+
+@pytest.fixture
 async def serve() -> AsyncIterator[Serve]:
     """Serves an engine until the end of the test: ``await serve(engine)`` gives a ``Served``."""
     async with AsyncExitStack() as stack:
@@ -125,8 +215,3 @@ async def serve() -> AsyncIterator[Serve]:
             return await stack.enter_async_context(served(engine, **options))
 
         yield start
-
-
-@pytest.fixture
-def now() -> Callable[[], float]:
-    return time.monotonic
