@@ -32,6 +32,8 @@ Push = Callable[[Sequence[FullSyncBatchMsg | FullSyncEndMsg]], Awaitable[None]]
 
 _FIRST_POLL = 0.02
 _SLOWEST_POLL = 1.0
+_FRUITLESS_POLLS = 10
+"""Answers in a row that nothing is missing and yet the sync is not complete."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -78,7 +80,7 @@ class FullSync:
             raise LMCacheKitError(f"the controller did not accept the full sync of {location}: {why}")
         await self._send(location, sync_id, keys, range(count))
         status = FullSyncStatusMsg(instance_id=self.instance_id, worker_id=self.worker_id, sync_id=sync_id)
-        pause, missing = _FIRST_POLL, set[int]()
+        pause, missing, fruitless = _FIRST_POLL, set[int](), 0
         while True:
             await asyncio.sleep(pause)
             answer = await self.request(status)
@@ -89,6 +91,9 @@ class FullSync:
             # The status may overtake batches that are still on their way; lost are those missing twice in a row.
             now = {batch for batch in answer.missing_batches if 0 <= batch < count}
             lost, missing = sorted(now & missing), now
+            fruitless = 0 if now else fruitless + 1
+            if fruitless > _FRUITLESS_POLLS:
+                raise UnavailableError(f"the controller lost track of the full sync of {location}")
             if lost or not now:
                 if lost:
                     log.info("full sync of %s: sending %d lost batches again", location, len(lost))

@@ -82,6 +82,9 @@ class Membership:
     def reconnected(self) -> None:
         """The connection to the controller was made anew: register again."""
         self._again.set()
+        # What was asked before went to a controller that may be gone, and would only be waited for in vain.
+        self._replies.interrupt()
+        self._heartbeats.interrupt()
 
     async def request(self, message: WorkerRequestMsg) -> WorkerReplyMsg:
         """Ask the controller. Raises LMCacheKitError."""

@@ -40,6 +40,7 @@ class RequestChannel:
         self._context = context
         self._socket: zmq.asyncio.Socket | None = None
         self._turn = asyncio.Lock()
+        self._waiting: asyncio.Task[list[bytes]] | None = None
         self._closed = False
 
     async def request(self, message: WorkerRequestMsg, *, timeout: float) -> WorkerReplyMsg:
@@ -54,8 +55,11 @@ class RequestChannel:
             answered = False
             try:
                 async with asyncio.timeout(timeout):
-                    await socket.send_multipart([b"", encode(message)])
-                    frames = await socket.recv_multipart()
+                    self._waiting = asyncio.create_task(_exchange(socket, encode(message)))
+                    await asyncio.wait({self._waiting})
+                if self._waiting.cancelled():
+                    raise UnavailableError(f"the controller at {self.address.text} went away")
+                frames = self._waiting.result()
                 answered = True
             except TimeoutError:
                 raise UnavailableError(
@@ -66,6 +70,7 @@ class RequestChannel:
                 raise UnavailableError(f"the controller at {self.address.text} cannot be reached: {error}") from None
             finally:
                 if not answered:
+                    await self._abandon()
                     self._drop()
         try:
             reply = decode_worker_reply(frames[-1])
@@ -84,6 +89,16 @@ class RequestChannel:
             self._socket.connect(self.address.endpoint)
         return self._socket
 
+    def interrupt(self) -> None:
+        """End the request under way with UnavailableError: the controller that it went to is gone."""
+        if self._waiting is not None:
+            self._waiting.cancel()
+
+    async def _abandon(self) -> None:
+        if self._waiting is not None:
+            self._waiting.cancel()
+            await asyncio.gather(self._waiting, return_exceptions=True)
+
     def _drop(self) -> None:
         if self._socket is not None:
             self._socket.close(linger=0)
@@ -93,3 +108,8 @@ class RequestChannel:
         """Close the socket; idempotent."""
         self._closed = True
         self._drop()
+
+
+async def _exchange(socket: zmq.asyncio.Socket, payload: bytes) -> list[bytes]:
+    await socket.send_multipart([b"", payload])
+    return await socket.recv_multipart()
