@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from lmcache_kit.contracts.launcher import LaunchSpec
 from lmcache_kit.contracts.records import TransportPlugin
 from lmcache_kit.live.folder import OutputFolder
@@ -160,8 +162,10 @@ def _serve(instance: InstanceSpec, config: Path, host: str, port: int) -> list[s
     assert instance.engine is not None, "checked by validate"
     engine = instance.engine
     argv = ["serve", "--engine", engine.kind, "--host", host, "--port", str(port), "--config", str(config)]
-    if engine.model:
-        argv += ["--model", engine.model]
+    argv += ["--model", engine.model or engine.kind]
+    for name, value in engine.options.items():
+        # JSON is YAML too, which is what the option takes.
+        argv += ["--engine-option", f"{name}={msgspec.json.encode(value).decode()}"]
     return argv
 
 

@@ -5,6 +5,7 @@ Nothing here looks at plugins: :mod:`lmcache_kit.scenario.validate` does, once t
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from lmcache_kit.scenario.shape import check_keys, dotted, scenario_type
 
 __all__ = ["dump_scenario", "load_scenario", "parse_scenario", "scenario_from_data", "scenario_to_data"]
 
+_DEFAULTS = "instance_defaults"
 _KIND_ONLY = ("launcher",)
 _INSTANCE_KIND_ONLY = ("engine", "placement", "transport")
 
@@ -42,12 +44,20 @@ def scenario_from_data(data: Any, overrides: Iterable[str] = (), *, source: str 
     """The scenario in plain data as YAML gives it; ``data`` may be changed. Raises ConfigError."""
     if not isinstance(data, dict):
         raise ConfigError(f"{source} is not a scenario: it must be a mapping", hint="see `lmcache-kit scenario list`")
-    apply_overrides(data, overrides)
+    changes = list(overrides)
+    apply_overrides(data, [change for change in changes if change.startswith(_DEFAULTS)])
     try:
         _spell_out(data)
         check_keys(data, scenario_type())
         _convert(data.get("instance_defaults") or {}, InstanceDefaults, "instance_defaults")
         _merge_defaults(data)
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error.message}", hint=error.hint) from None
+    # After the merge, so that a path may lead into what an instance has from the defaults.
+    apply_overrides(data, [change for change in changes if not change.startswith(_DEFAULTS)])
+    try:
+        _spell_out(data)
+        check_keys(data, scenario_type())
         _gather_workload_options(data)
         scenario = _expand(_convert(data, Scenario, ""))
         _check_names(scenario)
@@ -61,6 +71,7 @@ def scenario_to_data(scenario: Scenario) -> dict[str, Any]:
     """Plain data that loads to the same scenario."""
     data: dict[str, Any] = _without_none(msgspec.to_builtins(scenario))
     del data["instance_defaults"]
+    data["instances"] = [{"id": instance.pop("id"), **instance} for instance in data["instances"]]
     data["workloads"] = [
         {"name": workload.name, "kind": workload.kind, **msgspec.to_builtins(workload.options)}
         for workload in scenario.workloads
@@ -102,8 +113,8 @@ def _merge_defaults(data: dict[str, Any]) -> None:
 
 
 def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """``above`` over ``below``, mapping by mapping; a mapping of another plugin kind replaces the whole."""
-    result = dict(below)
+    """A copy of ``above`` over ``below``, mapping by mapping; a mapping of another plugin kind replaces the whole."""
+    result = copy.deepcopy(below)
     for key, value in above.items():
         under = below.get(key)
         if isinstance(value, dict) and isinstance(under, dict) and _same_kind(under, value):

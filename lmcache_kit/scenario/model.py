@@ -150,4 +150,4 @@ class Scenario(_Strict, kw_only=True, frozen=True):
     links: list[LinkSpec] = []
     workloads: Annotated[list[WorkloadSpec], Meta(min_length=1)]
     expect: dict[str, Scalar] = {}
-    reporters: list[str] = ["html"]
+    reporters: list[str] = msgspec.field(default_factory=lambda: ["html"])

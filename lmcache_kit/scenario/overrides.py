@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from msgspec.inspect import Type
+
 from lmcache_kit.errors import ConfigError, nearest
 from lmcache_kit.scenario.document import join, parse_value
-from lmcache_kit.scenario.shape import child, is_free, scenario_type
+from lmcache_kit.scenario.shape import child, is_free, is_list, scenario_type
 
 __all__ = ["apply_overrides", "set_value", "split_override"]
 
@@ -47,21 +49,22 @@ def set_value(data: dict[str, Any], path: str, value: Any) -> None:
     kind, here, walked = scenario_type(), data, ""
     for key in keys[:-1]:
         kind = child(kind, key, walked)
-        here = _enter(here, key, walked, free=is_free(kind))
+        here = _enter(here, key, walked, kind)
         walked = join(walked, key)
     child(kind, keys[-1], walked)
     _assign(here, keys[-1], walked, value)
 
 
-def _enter(here: Any, key: str, walked: str, *, free: bool) -> Any:
+def _enter(here: Any, key: str, walked: str, kind: Type) -> Any:
+    """The value below ``key``, of type ``kind``, made when there is none."""
     if isinstance(here, list):
         return here[_index(here, key, walked)]
     if not isinstance(here, dict):
         raise ConfigError(f"{walked!r} is a single value, so {join(walked, key)!r} cannot exist")
     below = here.get(key)
     if below is None:
-        below = here[key] = {}
-    elif isinstance(below, str) and not free:
+        below = here[key] = [] if is_list(kind) else {}
+    elif isinstance(below, str) and not is_free(kind):
         # `launcher: local` is short for `launcher: {kind: local}`.
         below = here[key] = {"kind": below}
     return below

@@ -15,7 +15,7 @@ from lmcache_kit.errors import ConfigError, nearest
 from lmcache_kit.scenario.document import join
 from lmcache_kit.scenario.model import Scenario, WorkloadSpec
 
-__all__ = ["check_keys", "child", "is_free", "scenario_type"]
+__all__ = ["check_keys", "child", "dotted", "is_free", "is_list", "scenario_type"]
 
 
 @functools.cache
@@ -60,6 +60,11 @@ def is_free(kind: inspect.Type) -> bool:
     return isinstance(plain, inspect.AnyType) or (
         isinstance(plain, inspect.DictType) and isinstance(plain.value_type, inspect.AnyType)
     )
+
+
+def is_list(kind: inspect.Type) -> bool:
+    """Whether a list stands there."""
+    return isinstance(_container(kind), inspect.ListType)
 
 
 def check_keys(value: Any, kind: inspect.Type, path: str = "") -> None:

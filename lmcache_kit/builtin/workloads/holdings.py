@@ -1,18 +1,35 @@
-"""What the tiers of a running fleet hold, as its instances tell."""
+"""What the tiers of a running fleet hold, read off its instances' metrics."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
+
+from prometheus_client.parser import text_string_to_metric_families
 
 from lmcache_kit.contracts.workload import WorkloadContext
 
 __all__ = ["held_bytes"]
 
+_USED = "lmcache_kit_tier_used_bytes"
 
-async def held_bytes(context: WorkloadContext) -> int | None:
-    """Bytes in all tiers of all instances; None when one of them does not tell."""
+
+async def held_bytes(
+    context: WorkloadContext, *, instances: Iterable[str] | None = None, location: str | None = None
+) -> int | None:
+    """Bytes in the tiers of some instances (None: all), in one location or in all.
+
+    None when an instance does not tell, as a real vLLM server would not.
+    """
     total = 0
-    for handle in context.instances.values():
-        tiers = (await handle.client.health()).get("tiers")
-        if not isinstance(tiers, list):
+    for instance_id in context.instances if instances is None else instances:
+        metrics = await context.instances[instance_id].client.metrics()
+        used = [
+            sample
+            for family in text_string_to_metric_families(metrics)
+            if family.name == _USED
+            for sample in family.samples
+        ]
+        if not used:
             return None
-        total += sum(int(tier["used_bytes"]) for tier in tiers)
+        total += int(sum(sample.value for sample in used if location in (None, sample.labels["location"])))
     return total

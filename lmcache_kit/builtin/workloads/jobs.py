@@ -6,6 +6,8 @@ import time
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from lmcache_kit.builtin.workloads.distinct import distinct_tokens, without_repeats
+from lmcache_kit.builtin.workloads.holdings import held_bytes
 from lmcache_kit.builtin.workloads.measures import measured
 from lmcache_kit.builtin.workloads.options import JobOptions
 from lmcache_kit.builtin.workloads.served import Served, served, tokens_of
@@ -38,14 +40,20 @@ class JobWorkload(Workload):
         return [("compression", self._options.method), ("location", self._options.location)]
 
     async def run(self, context: WorkloadContext) -> WorkloadResult:
-        entries = served(context, self._options.of)
+        options = self._options
+        entries = served(context, options.of)
         for entry in entries:
             await tokens_of(context, entry)
-        context.progress(f"{self._operation} {len(entries)} prompts with {self._options.method}")
-        start = time.perf_counter()
+        prompts = [(entry.instance_id, entry.tokens) for entry in entries]
+        # A repeated prompt has nothing left to decompress, which would be refused as a conflict.
+        chosen = [entries[position] for position in without_repeats(prompts)]
+        concerned = list(dict.fromkeys(entry.instance_id for entry in entries))
+        context.progress(f"{self._operation} {len(chosen)} prompts with {options.method}")
+        before = await held_bytes(context, instances=concerned, location=options.location)
         latencies: list[float] = []
         states: list[dict[str, Any]] = []
-        for position, entry in enumerate(entries):
+        start = time.perf_counter()
+        for position, entry in enumerate(chosen):
             begin = time.perf_counter()
             state = await self._one(context, entry)
             latencies.append(time.perf_counter() - begin)
@@ -54,17 +62,21 @@ class JobWorkload(Workload):
                 self._operation, position=position, instance=entry.instance_id, seconds=latencies[-1], job=state
             )
         seconds = time.perf_counter() - start
-        worked = [state for state in states if state["bytes_before"]]
+        # Chunks that an earlier prompt shares were done with it, and a job counts those that it finds done.
+        chunk_size = int((await context.instances[concerned[0]].client.health()).get("chunk_size", 256))
+        tokens = min(distinct_tokens(prompts, chunk_size), sum(state["tokens_done"] for state in states))
         values = measured(
-            counts={"jobs": len(states), "without_work": len(states) - len(worked)},
-            tokens=sum(state["tokens_done"] for state in states),
-            bytes_before=sum(state["bytes_before"] for state in states),
-            bytes_after=sum(state["bytes_after"] for state in states),
+            counts={"jobs": len(states)},
+            tokens=tokens,
+            bytes_before=before,
+            bytes_after=await held_bytes(context, instances=concerned, location=options.location),
             seconds=seconds,
             latencies=latencies,
-            method=self._options.method,
-            location=self._options.location,
-            job_seconds=summarize([state["seconds"] for state in worked]),
+            method=options.method,
+            location=options.location,
+            job_seconds=summarize([state["seconds"] for state in states]),
+            devices=sorted({state["device"] for state in states}),
+            notes=[state["note"] for state in states if state["note"]],
         )
         return WorkloadResult(name=context.name, kind=self._operation, values=values)
 
