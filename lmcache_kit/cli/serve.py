@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import yaml
 
-from lmcache_kit.errors import ConfigError
+from lmcache_kit.errors import ConfigError, UnknownNameError
 
 if TYPE_CHECKING:
     from lmcache_kit.contracts.engine import Engine
@@ -100,11 +100,14 @@ def engine_options(texts: Sequence[str]) -> dict[str, Any]:
 
 
 def make_engine(name: str, model: str, values: dict[str, Any], *, max_model_len: int | None) -> Engine:
-    """The engine plugin ``name`` with its options. Raises UnknownNameError and ConfigError."""
+    """The engine plugin ``name`` with its options. Raises ConfigError for an unknown one and for wrong options."""
     from lmcache_kit.contracts.records import EnginePlugin
     from lmcache_kit.plugins import registry
 
-    record = registry().get(EnginePlugin, name)
+    try:
+        record = registry().get(EnginePlugin, name)
+    except UnknownNameError as error:
+        raise ConfigError(f"--engine: {error.message}", hint=error.hint) from None
     if max_model_len is not None:
         if "max_model_len" not in record.options.__struct_fields__:
             raise ConfigError(f"the engine {name!r} has no --max-model-len")

@@ -158,7 +158,7 @@ def decode_body(raw: bytes, kind: type[T]) -> T:
             raise InvalidRequestError(f"{name}={shown} is not supported", hint="leave it out")
         near = nearest(name, known)
         raise InvalidRequestError(
-            f"unknown parameter {name!r}", hint=f"did you mean {near!r}?" if near else f"known: {', '.join(known)}"
+            f"unknown parameter {name!r}", hint=f"did you mean {near!r}?" if near else f"known: {', '.join(sorted(known))}"
         )
     try:
         return msgspec.convert(values, type=kind)
