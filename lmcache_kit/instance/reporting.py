@@ -85,7 +85,8 @@ class Reporting:
         again = asyncio.create_task(self._sync_wanted.wait())
         try:
             await asyncio.wait({sync, again}, return_when=asyncio.FIRST_COMPLETED)
-            if sync.done():
+            if sync.done() and sync.exception() is not None:
+                self._sync_wanted.set()
                 sync.result()
         finally:
             for task in (sync, again):
