@@ -1,7 +1,7 @@
 """Which implementations an operation has, and how one is loaded.
 
-Every operation is a folder: ``reference`` (numpy, the oracle), ``xla`` (``jax.jit``) and, where there is one,
-``pallas``. All of them take and return the same arrays and agree bit for bit, so a backend is a matter of speed alone.
+Every operation is a folder: ``reference`` (numpy, the oracle), ``xla`` (``jax.jit``) and, where there is one, a
+Pallas kernel. All of them take and return the same arrays and agree bit for bit: a backend is a matter of speed alone.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ from types import ModuleType
 
 __all__ = ["UnknownBackendError", "backends_of", "implementation"]
 
-# Backend name -> module beside the operation's api. "pallas_interpret" runs the Pallas kernel on any device, slowly: it
-# exists to check the kernel where there is no GPU.
-_MODULES = {"numpy": "reference", "xla": "xla", "pallas": "pallas", "pallas_interpret": "pallas_interpret"}
-_ORDER = tuple(_MODULES)
+# Backend name -> module beside the operation's api. "pallas_interpret" runs the Pallas kernels on any device, slowly:
+# it exists to check them where there is no GPU.
+_MODULES = {"numpy": "reference", "xla": "xla", "pallas_interpret": "pallas_interpret"}
 
 
 class UnknownBackendError(ValueError):
@@ -30,7 +29,7 @@ def backends_of(operation: str) -> tuple[str, ...]:
     found = importlib.util.find_spec(package)
     if found is None:
         raise UnknownBackendError(f"there is no operation {operation!r}")
-    return tuple(name for name in _ORDER if importlib.util.find_spec(f"{package}.{_MODULES[name]}") is not None)
+    return tuple(name for name in _MODULES if importlib.util.find_spec(f"{package}.{_MODULES[name]}") is not None)
 
 
 @functools.cache

@@ -30,7 +30,7 @@ def quantize(blocks: Array, levels: Array, *, backend: str = "numpy") -> tuple[A
     Args:
         blocks: ``[B, T, C]``, bfloat16, float16 or float32.
         levels: ``[B]``, symbols of each block: odd, 15 to 127.
-        backend: ``numpy``, ``xla``, ``pallas`` (an NVIDIA GPU) or ``pallas_interpret``; all agree bit for bit.
+        backend: ``numpy``, ``xla`` or ``pallas_interpret``; all agree bit for bit.
 
     Returns:
         symbols uint8 ``[B, T, C]`` below ``levels``, and maxima ``[B, T]`` in the input's dtype. A token outside the
@@ -49,7 +49,7 @@ def dequantize(symbols: Array, maxima: Array, levels: Array, *, backend: str = "
 
     Args:
         symbols: uint8 ``[B, T, C]``, each below its block's levels; the caller vouches for that.
-        maxima: ``[B, T]``.
+        maxima: ``[B, T]``. Tokens outside the quantizer's domain give unspecified values.
         levels: ``[B]``.
         backend: as in :func:`quantize`.
     """
@@ -69,4 +69,5 @@ def representable(maxima: Array) -> Array:
 
     Out of it are tokens with an infinity or NaN, and tokens whose maximum is non-zero but below 2**-100.
     """
-    return in_domain(maxima).all(axis=1)
+    whole: Array = np.all(in_domain(maxima), axis=1)
+    return whole

@@ -44,7 +44,8 @@ def check_levels(levels: Array, blocks: int) -> Array:
 def in_domain(maxima: Array) -> Array:
     """Which token maxima the quantizer can represent: zero, or finite and at least :data:`TINY`."""
     wide = maxima.astype(np.float32)
-    return (wide == 0) | ((wide >= TINY) & (wide < np.inf))
+    inside: Array = (wide == 0) | ((wide >= TINY) & (wide < np.inf))
+    return inside
 
 
 @functools.cache

@@ -53,7 +53,8 @@ def _maxima(values: Array) -> Array:
     # exact, carries NaN, and costs half of converting first.
     unsigned = np.dtype(f"u{values.dtype.itemsize}")
     mask = unsigned.type((1 << (8 * unsigned.itemsize - 1)) - 1)
-    return (values.view(unsigned) & mask).max(axis=1).view(values.dtype)
+    maxima: Array = (values.view(unsigned) & mask).max(axis=1).view(values.dtype)
+    return maxima
 
 
 def _widen(values: Array) -> Array:

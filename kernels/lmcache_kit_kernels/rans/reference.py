@@ -16,6 +16,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 # Lanes worked on at once: enough to hide the cost of a numpy call, few enough for the second-level cache.
 _AT_ONCE = 1 << 14
 _WORD = np.uint32(16)
+_SLOTS = np.uint32(1 << PROBABILITY_BITS)
 
 
 def encode(symbols: Array, tables: Array, frequencies: Array, group: int) -> tuple[Array, Array, Array]:
@@ -65,36 +66,36 @@ def _encode(symbols: Array, tables: Array, frequencies: Array, group: int) -> tu
     base = _flat(_pad(tables, group)).astype(np.intp) * levels
     symbols = _flat(_pad(symbols, group))
     wide = frequencies.astype(np.uint32)
-    limit = (wide << np.uint32(32 - PROBABILITY_BITS)).reshape(-1)
-    # x -> (x // f) * 1024 + start + x % f, written as x + (x // f) * (1024 - f) + start. A quotient of two integers
-    # below 2**32 cannot round across an integer in float64, so truncating it is the integer division.
-    divisor = wide.astype(np.float64).reshape(-1)
-    gap = (np.uint32(1 << PROBABILITY_BITS) - wide).reshape(-1)
-    start = (np.cumsum(wide, axis=1, dtype=np.uint32) - wide).reshape(-1)
+    start = np.cumsum(wide, axis=1, dtype=np.uint32) - wide
+    entries = (wide | start << np.uint32(PROBABILITY_BITS)).reshape(-1)
 
     count = symbols.shape[1]
     state = np.full(count, LOWER_BOUND, dtype=np.uint32)
     index = np.empty(count, dtype=np.intp)
-    gathered, quotient, real = np.empty_like(state), np.empty_like(state), np.empty(count, dtype=np.float64)
+    entry, other, real = np.empty_like(state), np.empty_like(state), np.empty(count, dtype=np.float64)
     words = np.empty((blocks * groups, steps, group), dtype=np.uint16)
     moved = np.empty((blocks * groups, steps, group), dtype=bool)
     full = np.empty(count, dtype=bool)
     for step in reversed(range(steps)):
         np.add(base[step % len(base)], symbols[step], out=index)
-        np.take(limit, index, out=gathered, mode="clip")
-        np.greater_equal(state, gathered, out=full)
+        np.take(entries, index, out=entry, mode="clip")
+        # A frequency shifted to the top is the bound: the start above it falls out of the 32 bits.
+        np.left_shift(entry, np.uint32(32 - PROBABILITY_BITS), out=other)
+        np.greater_equal(state, other, out=full)
         np.copyto(words[:, step], state.reshape(-1, group), casting="unsafe")
         moved[:, step] = full.reshape(-1, group)
-        np.left_shift(full.view(np.uint8), 4, out=gathered)
-        np.right_shift(state, gathered, out=state)
-        np.take(divisor, index, out=real, mode="clip")
-        np.divide(state, real, out=real)
-        np.copyto(quotient, real, casting="unsafe")
-        np.take(gap, index, out=gathered, mode="clip")
-        quotient *= gathered
-        state += quotient
-        np.take(start, index, out=gathered, mode="clip")
-        state += gathered
+        np.left_shift(full.view(np.uint8), 4, out=other)
+        np.right_shift(state, other, out=state)
+        # x -> (x // f) * 1024 + start + x % f, written as x + (x // f) * (1024 - f) + start. A quotient of two integers
+        # below 2**32 cannot round across an integer in float64, so truncating it is the integer division.
+        np.bitwise_and(entry, _SLOTS - np.uint32(1), out=other)
+        np.divide(state, other, out=real)
+        np.subtract(_SLOTS, other, out=other)
+        entry >>= np.uint32(PROBABILITY_BITS)
+        state += entry
+        np.copyto(entry, real, casting="unsafe")
+        entry *= other
+        state += entry
     moved = moved.reshape(blocks, groups, steps, group)
     if lanes % group:
         moved[:, -1, :, lanes % group :] = False
@@ -119,7 +120,7 @@ def _decode(
     position, end = starts.reshape(-1).copy(), ends.reshape(-1)
     begin = position.copy()
     for step in range(steps):
-        np.bitwise_and(state, np.uint32((1 << PROBABILITY_BITS) - 1), out=slot)
+        np.bitwise_and(state, _SLOTS - np.uint32(1), out=slot)
         np.add(base[step % len(base)], slot, out=index, casting="unsafe")
         np.take(flat_table, index, out=entry, mode="clip")
         np.bitwise_and(entry, np.uint32(127), out=slot)

@@ -27,8 +27,9 @@ COST_BITS = 5
 
 _TOTAL = 1 << PROBABILITY_BITS
 _CONTEXT = Context(prec=40)
-# Standard deviations, in symbols, of table 0 and of the last one, as a share of the number of levels.
-_NARROWEST = Decimal("0.15")
+# Standard deviation, in symbols, of table 0, below which no symbol but the centre would get more than its least
+# frequency; and of the last table, as a share of the number of levels.
+_NARROWEST = Decimal("0.27")
 _WIDEST_SHARE = Decimal("0.5")
 
 

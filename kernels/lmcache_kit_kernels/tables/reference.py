@@ -26,7 +26,9 @@ def fit(symbols: Array, levels: int) -> tuple[Array, Array]:
         counts = np.bincount(index, minlength=channels * levels).reshape(channels, levels)
         middle = (2 * (counts @ values) + tokens) // (2 * tokens)
         rolled = np.take_along_axis(counts, (values + middle[:, None]) % levels, axis=1)
-        # All sums are integers below 2**24: float32 is exact in whatever order the product adds them.
+        # All sums are integers below 2**24: float32 is exact in whatever order they are added. einsum rather than a
+        # BLAS product, whose threads wait for each other longer than this takes when the machine is busy.
+        total = np.einsum("cu,tu->ct", rolled.astype(np.float32), costs)
         centres[block] = middle
-        tables[block] = np.argmin(rolled.astype(np.float32) @ costs.T, axis=1)
+        tables[block] = np.argmin(total, axis=1)
     return centres, tables

@@ -36,7 +36,11 @@ Body = tuple[Mode, int, Sequence[bytes | memoryview]]
 _LANE_STEPS = 512
 # Elements of a batch of blocks: large enough for the coder's lanes, small enough for memory.
 _BATCH_ELEMENTS = 1 << 22
-_AUTO_BACKEND = "numpy"
+# Kernel backend of quantizing, fitting and coding. XLA on a CPU is slow at histograms.
+_KERNELS = {"numpy": ("numpy", "numpy", "numpy"), "xla": ("xla", "numpy", "xla")}
+# XLA codes faster once it has compiled, but compiles for each new chunk shape, which costs more than coding tens of
+# chunks: docs/reference/cachegen.md has the figures.
+_AUTO = "numpy"
 
 
 def fold_of(num_tokens: int, channels: int) -> int:
@@ -61,7 +65,8 @@ class CacheGen(CompressionMethod):
     device = "cpu"
 
     def __init__(self, options: CacheGenOptions) -> None:
-        self.backend = _AUTO_BACKEND if options.backend == "auto" else options.backend
+        self.backend = _AUTO if options.backend == "auto" else options.backend
+        self._quantizer, self._fitter, self._coder = _KERNELS[self.backend]
 
     def encode(self, kv: KVTensor) -> bytes:
         """Raises InvalidRequestError for a chunk of more than 32,768 tokens."""
@@ -85,15 +90,15 @@ class CacheGen(CompressionMethod):
         if shape.num_tokens == 0:
             yield from [(Mode.VERBATIM, 0, ())] * len(blocks)
             return
-        symbols, maxima = quantize(blocks, np.full(len(blocks), levels), backend=self.backend)
+        symbols, maxima = quantize(blocks, np.full(len(blocks), levels), backend=self._quantizer)
         usable = representable(maxima)
-        centres, chosen = tables.fit(symbols, levels, backend=self.backend)
+        centres, chosen = tables.fit(symbols, levels, backend=self._fitter)
         streams = rans.encode(
             _fold(tables.centre(symbols, centres, levels), shape),
             _fold(chosen[:, None], shape),
             levels,
             group=shape.group,
-            backend=self.backend,
+            backend=self._coder,
         )
         ends = np.cumsum(streams.counts.sum(axis=1, dtype=np.int64))
         for index in range(len(blocks)):
@@ -162,7 +167,7 @@ class CacheGen(CompressionMethod):
                 levels,
                 shape.num_tokens * shape.fold,
                 group=shape.group,
-                backend=self.backend,
+                backend=self._coder,
             )
         except CorruptStreamError as error:
             raise BlobError(f"cachegen block: {error}") from None
@@ -171,7 +176,7 @@ class CacheGen(CompressionMethod):
         return self._values(symbols, np.stack([body.maxima for body in bodies]), levels)
 
     def _values(self, symbols: Array, maxima: Array, levels: int) -> Array:
-        return dequantize(symbols, maxima, np.full(len(symbols), levels), backend=self.backend)
+        return dequantize(symbols, maxima, np.full(len(symbols), levels), backend=self._quantizer)
 
 
 def _batches(levels: Array, shape: Shape, indices: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
