@@ -28,7 +28,8 @@ from lmcache_kit.errors import ConfigError, InvalidRequestError, UnavailableErro
 __all__ = ["ZmqChannel"]
 
 _RECONNECT_MS, _RECONNECT_MAX_MS = 100, 1000
-# Answers that arrived before the connection broke are still on their way through the socket.
+# Answers that arrived before the connection broke are still on their way through the socket. Shorter than the time
+# to a new connection, so that no request on that one is taken for lost.
 _LAST_ANSWERS_SECONDS = 0.05
 
 
@@ -137,8 +138,8 @@ class ZmqChannel(Channel):
             event = parse_monitor_message(await self._monitor.recv_multipart())["event"]
             self._connected = event == zmq.EVENT_HANDSHAKE_SUCCEEDED
             if not self._connected:
-                lost = [call for call in self._calls.values() if call.sent]
                 await asyncio.sleep(_LAST_ANSWERS_SECONDS)
+                lost = [call for call in self._calls.values() if call.sent]
                 self._fail(lost, f"{self._address} closed the connection before it answered")
 
     @staticmethod
