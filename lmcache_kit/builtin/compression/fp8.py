@@ -49,7 +49,7 @@ class Fp8Method(CompressionMethod):
         vectors = layout.planes * num_tokens * layout.num_kv_heads
         payload = np.empty((layout.num_layers, vectors * (1 + layout.head_dim)), dtype=np.uint8)
         for layer in range(layout.num_layers):
-            values = kv.data[layer].reshape(vectors, layout.head_dim).astype(np.float32)
+            values = _float32(kv.data[layer]).reshape(vectors, layout.head_dim)
             largest = np.abs(values).max(axis=1)
             if not np.isfinite(largest).all():
                 raise InvalidRequestError(_not_finite(kv, layer), hint="a lossless method stores such KV as it is")
@@ -87,6 +87,12 @@ class Fp8Method(CompressionMethod):
         return np.frombuffer(payload, dtype=np.uint8).reshape(layout.num_layers, size)
 
 
+def _float32(values: Array) -> Array:
+    """A copy of ``values``; exact. A signalling NaN is no reason to warn: it is refused right after."""
+    with np.errstate(invalid="ignore"):
+        return values.astype(np.float32)
+
+
 def _exponents(largest: Array) -> Array:
     """The smallest ``e`` with ``largest <= 448 * 2**e``, but at least the smallest one there is."""
     mantissa, exponent = np.frexp(largest)  # largest = mantissa * 2**exponent, 0.5 <= mantissa < 1; 448 = 0.875 * 2**9
@@ -113,7 +119,7 @@ def _decode_layer(part: Array, out: Array) -> None:
 
 
 def _not_finite(kv: KVTensor, layer: int) -> str:
-    finite = np.isfinite(kv.data[layer].astype(np.float32))
+    finite = np.isfinite(_float32(kv.data[layer]))
     plane, token, head, _ = np.argwhere(~finite)[0]
     return (
         f"fp8 cannot represent infinities and NaN: KV holds {np.count_nonzero(~finite)} of them in layer {layer}, "

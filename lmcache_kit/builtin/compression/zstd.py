@@ -2,7 +2,8 @@
 
 Payload version 1: one byte, ``E`` (elements as they are) or ``P`` (byte planes), then one Zstandard frame with
 the content size and a checksum in it. Byte planes are the first bytes of all elements in the order of
-``[L, P, T, H, D]``, then all second bytes, and so on: ``itemsize`` planes of equal length.
+``[L, P, T, H, D]``, then all second bytes, and so on: ``itemsize`` planes of equal length. Without tokens there
+is no frame.
 
 Measured on normally distributed KV with channels of different scale, level 1 (size before / size after): bfloat16
 1.42 with planes and 1.24 without, float16 1.14 and 1.07, float32 1.17 and 1.07; level 6 gains less than 1 %.
@@ -34,6 +35,9 @@ class ZstdMethod(CompressionMethod):
         self._contexts = threading.local()  # a Zstandard context belongs to one thread at a time
 
     def encode(self, kv: KVTensor) -> Buffer:
+        arrangement = bytes((_PLANES if self._shuffle else _PLAIN,))
+        if kv.num_tokens == 0:
+            return arrangement
         raw = kv.data.reshape(-1).view(np.uint8)
         size = kv.layout.np_dtype.itemsize
         if self._shuffle:
@@ -42,7 +46,7 @@ class ZstdMethod(CompressionMethod):
         if compressor is None:
             compressor = zstandard.ZstdCompressor(level=self._level, write_checksum=True, write_content_size=True)
             self._contexts.compressor = compressor
-        return bytes((_PLANES if self._shuffle else _PLAIN,)) + bytes(compressor.compress(raw.data))
+        return arrangement + bytes(compressor.compress(raw.data))
 
     def decode(self, payload: memoryview, layout: KVLayout, num_tokens: int, version: int) -> KVTensor:
         payload = memoryview(payload).cast("B")
@@ -60,6 +64,10 @@ class ZstdMethod(CompressionMethod):
 
     def _decompress(self, frame: memoryview, nbytes: int) -> bytes:
         """The frame's content, exactly ``nbytes``; what it announces is checked before anything is allocated."""
+        if nbytes == 0:
+            if frame:
+                raise BlobError("zstd payload has a frame where there is nothing to hold")
+            return b""
         decompressor = getattr(self._contexts, "decompressor", None)
         if decompressor is None:
             decompressor = self._contexts.decompressor = zstandard.ZstdDecompressor()
