@@ -7,11 +7,21 @@ from typing import Any
 
 from lmcache_kit.units import format_size
 
-__all__ = ["COLUMNS", "DETAILS_LEFT_OUT", "cells", "detail", "duration", "expectation_cells", "flat"]
+__all__ = [
+    "COLUMNS",
+    "FACTS",
+    "NUMERIC",
+    "cells",
+    "detail",
+    "duration",
+    "expectation_cells",
+    "facts",
+    "flat",
+]
 
+NUMERIC = frozenset({"tokens", "before", "after", "ratio", "seconds", "p50", "p90", "p99", "TTFT cold", "TTFT cached"})
 COLUMNS = (
     "result",
-    "counts",
     "tokens",
     "before",
     "after",
@@ -20,12 +30,13 @@ COLUMNS = (
     "p50",
     "p90",
     "p99",
-    "TTFT p50",
-    "worth knowing",
+    "TTFT cold",
+    "TTFT cached",
 )
-DETAILS_LEFT_OUT = frozenset({"name", "kind", "counts", "tokens", "bytes_before", "bytes_after", "ratio", "seconds"})
+FACTS = ("result", "counts", "worth knowing")
+_SHOWN_IN_CELLS = frozenset({"name", "kind", "counts", "tokens", "bytes_before", "bytes_after", "ratio", "seconds"})
 # Of whatever a workload reports beside the common values, these fit on a line.
-_WORTH = ("text_equal", "hit_rate", "ttft_ratio", "verified", "all_found", "method", "error")
+_WORTH = ("hit_rate", "ttft_ratio", "verified", "all_found", "method")
 
 
 def duration(seconds: float | None) -> str:
@@ -41,19 +52,29 @@ def duration(seconds: float | None) -> str:
 def cells(result: Mapping[str, Any]) -> list[str]:
     """One line of the results table."""
     latency = result.get("latency_seconds") or {}
-    ttft = result.get("ttft_seconds") or {}
     ratio = result.get("ratio")
     return [
         str(result["name"]),
-        ", ".join(f"{count} {what.replace('_', ' ')}" for what, count in (result.get("counts") or {}).items()),
         f"{result['tokens']:,}" if isinstance(result.get("tokens"), int) else "-",
         _size(result.get("bytes_before")),
         _size(result.get("bytes_after")),
         "-" if ratio is None else f"{ratio:.3g}",
         duration(result.get("seconds")),
         *(duration(latency.get(percentile)) for percentile in ("p50", "p90", "p99")),
-        duration(ttft.get("p50")),
-        ", ".join(f"{key.replace('_', ' ')} {detail(result[key])}" for key in _WORTH if result.get(key) is not None),
+        *(duration((result.get(f"ttft_{which}_seconds") or {}).get("p50")) for which in ("cold", "cached")),
+    ]
+
+
+def facts(result: Mapping[str, Any]) -> list[str]:
+    """One line of the table beside it: how many of what, and what is special to the workload."""
+    counts: Mapping[str, int] = result.get("counts") or {}
+    worth = [f"{key.replace('_', ' ')} {detail(result[key])}" for key in _WORTH if result.get(key) is not None]
+    if result.get("text_equal_count") is not None:
+        worth.append(f"same text {result['text_equal_count']} of {counts.get('requests')}")
+    return [
+        str(result["name"]),
+        ", ".join(f"{count} {what.replace('_', ' ')}" for what, count in counts.items()),
+        ", ".join(worth),
     ]
 
 
@@ -84,7 +105,7 @@ def flat(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What a result has beside the common columns, one line each; durations with their unit."""
     rows = []
     for key, value in result.items():
-        if key in DETAILS_LEFT_OUT:
+        if key in _SHOWN_IN_CELLS:
             continue
         if key.endswith("_seconds"):
             shown = (

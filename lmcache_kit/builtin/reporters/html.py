@@ -7,7 +7,17 @@ from datetime import UTC, datetime
 from html import escape
 from typing import Any, ClassVar
 
-from lmcache_kit.builtin.reporters.cells import COLUMNS, cells, detail, duration, expectation_cells, flat
+from lmcache_kit.builtin.reporters.cells import (
+    COLUMNS,
+    FACTS,
+    NUMERIC,
+    cells,
+    detail,
+    duration,
+    expectation_cells,
+    facts,
+    flat,
+)
 from lmcache_kit.builtin.reporters.chart import bars
 from lmcache_kit.contracts.reporter import Reporter
 from lmcache_kit.units import format_size
@@ -37,7 +47,6 @@ figure { margin: 0; } figcaption { color: var(--dim); margin-bottom: .3rem; }
 details { border-bottom: 1px solid var(--line); padding: .35rem 0; } summary { cursor: pointer; }
 details table { margin: .4rem 0 .8rem; width: auto; } pre { white-space: pre-wrap; color: var(--bad); }
 """
-_NUMERIC = frozenset({"tokens", "before", "after", "ratio", "seconds", "p50", "p90", "p99", "TTFT p50"})
 
 
 class HtmlReporter(Reporter):
@@ -49,7 +58,9 @@ class HtmlReporter(Reporter):
         results: Sequence[Mapping[str, Any]] = report["results"]
         body = [
             _head(report),
-            _section("Results", _table(COLUMNS, map(cells, results))) if results else "",
+            _section("Results", _table(COLUMNS, map(cells, results)) + _table(FACTS, map(facts, results)))
+            if results
+            else "",
             _charts(results),
             _expectations(report.get("expectations") or []),
             _details(results),
@@ -97,7 +108,7 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _class(column: str) -> str:
-    return ' class="n"' if column in _NUMERIC else ""
+    return ' class="n"' if column in NUMERIC else ""
 
 
 def _charts(results: Sequence[Mapping[str, Any]]) -> str:

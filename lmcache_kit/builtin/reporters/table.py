@@ -11,18 +11,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lmcache_kit.builtin.reporters.cells import COLUMNS, cells, expectation_cells
+from lmcache_kit.builtin.reporters.cells import COLUMNS, FACTS, NUMERIC, cells, expectation_cells, facts
 from lmcache_kit.contracts.reporter import Reporter
 
 __all__ = ["TableReporter"]
 
-_NUMERIC = {"tokens", "before", "after", "ratio", "seconds", "p50", "p90", "p99", "TTFT p50"}
-
 
 class TableReporter(Reporter):
-    """Plain text, no colours, at most as wide as it needs."""
+    """Plain text without colours, at most ``width`` wide."""
 
-    width = 200
+    width = 140
 
     def render(self, report: Mapping[str, Any]) -> str:
         console = Console(file=io.StringIO(), width=self.width, color_system=None, legacy_windows=False)
@@ -35,6 +33,7 @@ class TableReporter(Reporter):
         results: Sequence[Mapping[str, Any]] = report["results"]
         if results:
             console.print(_table(COLUMNS, map(cells, results)))
+            console.print(_table(FACTS, map(facts, results)))
         outcomes: Sequence[Mapping[str, Any]] = report["expectations"]
         if outcomes:
             console.print(_table(("expectation", "wanted", "got", ""), map(expectation_cells, outcomes)))
@@ -48,7 +47,7 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     used = [index for index in range(len(columns)) if any(line[index] not in ("", "-") for line in lines)]
     table = Table(box=box.SIMPLE_HEAD)
     for index in used:
-        right = columns[index] in _NUMERIC
+        right = columns[index] in NUMERIC
         table.add_column(columns[index], justify="right" if right else "left", no_wrap=right, overflow="fold")
     for line in lines:
         # As Text: rich would read "[...]" in a plain string as markup.
