@@ -62,8 +62,9 @@ class FolderTokenizer:
 
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{folder} has no tokenizer that transformers can load: {error}") from None
+        except Exception as error:  # a damaged folder may break anything
+            reason = " ".join(str(error).split())
+            raise ConfigError(f"{folder} has no tokenizer that transformers can load: {reason}") from None
         self.size = len(self._tokenizer)
         eos = self._tokenizer.eos_token_id
         self.eos_token_ids = frozenset() if eos is None else frozenset({int(eos)})
