@@ -10,46 +10,16 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 from lmcache_kit.clock import Clock
 from lmcache_kit.contracts.placement import PlacementPolicy, Promotion
 from lmcache_kit.errors import CapacityError, UnknownNameError
 from lmcache_kit.instance.events import CacheChange, CacheEvent, ChangeSink, EventSink
+from lmcache_kit.instance.tickets import Removal, WriteTicket
 from lmcache_kit.instance.tiers import Entry, EntryState, TierState
 from lmcache_kit.kv.keys import ChunkKey
 
-__all__ = ["CacheCore", "Removal", "WriteTicket"]
-
-
-@dataclass(slots=True, eq=False)
-class Removal:
-    """An object on its way out of tier ``tier``; ``demotion`` is the write that must end before it goes."""
-
-    tier: int
-    entry: Entry
-    cause: str
-    demotion: WriteTicket | None = None
-
-
-@dataclass(slots=True, eq=False)
-class WriteTicket:
-    """A write that was decided: first carry out ``removals``, then :meth:`CacheCore.start`, then write, then commit.
-
-    ``growth`` are the bytes that the tier's account grows by until the commit: the whole object, or, for a rewrite,
-    what it is larger than the one it replaces.
-    """
-
-    tier: int
-    entry: Entry
-    nbytes: int
-    growth: int
-    cause: str
-    protect: frozenset[str]
-    codec: str
-    rewrite: bool = False
-    started: bool = False
-    removals: list[Removal] = field(default_factory=list)
+__all__ = ["CacheCore"]
 
 
 class CacheCore:

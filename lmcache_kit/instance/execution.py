@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from lmcache_kit.contracts.storage import Buffer
+from lmcache_kit.contracts.storage import Buffer, SupportsHealth
 from lmcache_kit.errors import UnavailableError
 from lmcache_kit.instance.tiers import Tier
 
@@ -103,22 +103,26 @@ class TierIO:
     def __init__(self, tiers: Sequence[Tier], work: Work) -> None:
         self.tiers = list(tiers)
         self.counters = [TierCounters() for _ in tiers]
+        self.available = [True] * len(self.tiers)
+        """Whether the last call to each backend succeeded."""
         self.last_error = [""] * len(self.tiers)
         self._work = work
         self._reads: dict[tuple[int, str], asyncio.Task[Buffer | None]] = {}
 
     async def _call(self, tier: int, function: Callable[..., T], *args: Any) -> T:
         try:
-            if self.tiers[tier].inline:
-                return function(*args)
-            return await self._work.call(function, *args)
+            inline = self.tiers[tier].inline
+            result = function(*args) if inline else await self._work.call(function, *args)
         except Exception as error:  # a backend is a plugin and may raise anything
             self.counters[tier].unavailable += 1
             location = self.tiers[tier].location
             text = str(error) if isinstance(error, UnavailableError) else f"{type(error).__name__}: {error}"
             self.last_error[tier] = text
+            self.available[tier] = False
             log.warning("%s failed: %s", location, text)
             raise UnavailableError(f"{location} failed: {text}") from error
+        self.available[tier] = True
+        return result
 
     async def get(self, tier: int, name: str) -> Buffer | None:
         """The object's bytes. Reads of one object at the same time become one."""
@@ -164,6 +168,17 @@ class TierIO:
 
     async def entries(self, tier: int) -> list[tuple[str, int]]:
         return await self._call(tier, lambda: list(self.tiers[tier].backend.entries()))
+
+    async def health(self, tier: int) -> dict[str, Any]:
+        """``available`` and the facts that the backend tells, or the error."""
+        backend = self.tiers[tier].backend
+        if not isinstance(backend, SupportsHealth):
+            error = {} if self.available[tier] else {"error": self.last_error[tier]}
+            return {"available": self.available[tier], **error}
+        try:
+            return {**await self._call(tier, backend.health), "available": True}
+        except UnavailableError as error:
+            return {"available": False, "error": error.message}
 
     async def close(self) -> None:
         for index, tier in enumerate(self.tiers):

@@ -22,13 +22,14 @@ __all__ = ["SaveTotals", "Saver"]
 
 @dataclass(slots=True)
 class SaveTotals:
-    """What a save has done so far."""
+    """What a save has done so far; ``down`` are tiers that failed during it."""
 
     stored: list[Chunk] = field(default_factory=list)
     held_tokens: int = 0
     nbytes: int = 0
     by_location: dict[str, int] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)
+    down: set[int] = field(default_factory=set)
 
 
 class Saver:
@@ -103,9 +104,9 @@ class Saver:
         return bool(self._core.in_tiers(chunk.name, EntryState.READY, EntryState.WRITING))
 
     async def _settled(self, chunk: Chunk) -> bool:
-        """Whether some tier holds the chunk, once nobody is writing it."""
+        """Whether a tier that can be reached holds the chunk, once nobody is writing it."""
         while True:
-            if self._core.holders(chunk.name):
+            if any(self._io.available[tier] for tier in self._core.holders(chunk.name)):
                 return True
             if not self._core.in_tiers(chunk.name, EntryState.WRITING):
                 return False
@@ -117,6 +118,8 @@ class Saver:
             totals.errors.append(f"chunk {chunk.name}: no tier takes {len(blob)} bytes")
         stored = held = False
         for tier in targets:
+            if tier in totals.down:
+                continue
             location = self._io.tiers[tier].location
             try:
                 written = await self._writer.put(
@@ -130,6 +133,8 @@ class Saver:
                 )
             except (CapacityError, UnavailableError) as error:
                 totals.errors.append(f"chunk {chunk.name}: {error.detail}")
+                if isinstance(error, UnavailableError):
+                    totals.down.add(tier)  # one deadline for the whole save, not one for each chunk
                 continue
             if written:
                 stored = True

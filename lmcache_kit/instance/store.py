@@ -10,17 +10,12 @@ from typing import Any
 from lmcache_kit.clock import Clock
 from lmcache_kit.contracts.placement import PlacementPolicy, Promotion
 from lmcache_kit.contracts.storage import Buffer
-from lmcache_kit.errors import (
-    BlobError,
-    CapacityError,
-    ConflictError,
-    InvalidRequestError,
-    UnavailableError,
-)
+from lmcache_kit.errors import ConflictError, InvalidRequestError
+from lmcache_kit.instance.background import BackgroundCopies
 from lmcache_kit.instance.cache import CacheCore
 from lmcache_kit.instance.codecs import CodecSet
 from lmcache_kit.instance.events import CacheChange, EventSink
-from lmcache_kit.instance.execution import BackgroundQueue, Signal, TierIO, Work
+from lmcache_kit.instance.execution import Signal, TierIO, Work
 from lmcache_kit.instance.jobs import JobTable
 from lmcache_kit.instance.operations import RAW, Operations, PeerLink
 from lmcache_kit.instance.prefix import chunks_of
@@ -30,7 +25,7 @@ from lmcache_kit.instance.results import LoadedPrefix, SaveResult
 from lmcache_kit.instance.saver import Saver
 from lmcache_kit.instance.tiers import Entry, Tier, TierState
 from lmcache_kit.instance.writer import Writer
-from lmcache_kit.kv.blob import peek_header, unpack_blob
+from lmcache_kit.kv.blob import unpack_blob
 from lmcache_kit.kv.hashing import ChunkHasher
 from lmcache_kit.kv.keys import ChunkKey
 from lmcache_kit.kv.layout import KVLayout, KVTensor
@@ -100,8 +95,7 @@ class KVStore:
             self._core, self._io, self._work, self._signal, self._writer, codecs, layout, peers
         )
         self._jobs = JobTable(clock)
-        self._promotions = BackgroundQueue()
-        self._write_backs = BackgroundQueue()
+        self._copies = BackgroundCopies(self._core, self._io, self._work, self._signal, self._writer)
         self._requested_tokens = self._loaded_tokens = self._loads = 0
         self._closed = False
 
@@ -123,8 +117,7 @@ class KVStore:
     async def drain(self) -> None:
         """Until every job, promotion and write-back begun so far is done."""
         await self._jobs.idle()
-        await self._promotions.idle()
-        await self._write_backs.idle()
+        await self._copies.idle()
         await self._work.drain()
 
     # --- the engine's side -------------------------------------------------------------------------------------------
@@ -151,7 +144,7 @@ class KVStore:
         protect = frozenset(one.chunk.name for one in served)
         for one, promotion in zip(served, reversed(promotions), strict=True):
             if promotion is not None:
-                self._promotions.add(functools.partial(self._promote, one, promotion, protect))
+                self._copies.promote(one, promotion, protect)
         return LoadedPrefix(kv, kv.num_tokens, [one.hit for one in served], self._clock.now() - began)
 
     def _credit(self, one: ServedChunk) -> Promotion | None:
@@ -159,26 +152,6 @@ class KVStore:
         counters.hits += 1
         counters.hit_tokens += one.hit.num_tokens
         return self._core.hit(one.tier, one.chunk.key, one.hit.stored_bytes)
-
-    async def _promote(self, one: ServedChunk, promotion: Promotion, protect: frozenset[str]) -> None:
-        target, blob = promotion.target, one.blob
-        if self._io.tiers[target].inline and not isinstance(blob, bytes):
-            blob = await self._work.call(bytes, blob)
-        try:
-            written = await self._writer.put(
-                target,
-                one.chunk.key,
-                blob,
-                num_tokens=one.chunk.num_tokens,
-                codec=one.hit.codec,
-                cause="promote",
-                protect=protect,
-            )
-            self._io.counters[target].promotions += written
-            if not promotion.keep_source and self._core.tiers[target].ready(one.chunk.name) is not None:
-                await self._writer.remove(one.tier, one.chunk.name, cause="promote")
-        except (CapacityError, UnavailableError):
-            return  # the object stays where it is
 
     async def save(self, tokens: Sequence[int], kv: KVTensor, *, start: int = 0) -> SaveResult:
         """Store the chunks of ``tokens[start:]``, whose KV is ``kv``, that no tier holds yet.
@@ -197,12 +170,12 @@ class KVStore:
             raise InvalidRequestError(f"KV has layout {kv.layout}, this model has {self.layout}")
         if kv.num_tokens != len(tokens) - start:
             raise InvalidRequestError(f"KV of {kv.num_tokens} tokens was given for tokens {start} to {len(tokens)}")
-        await self._promotions.idle()  # so that the next decisions do not depend on how fast the last ones are done
+        await self._copies.promoted()  # so that the next decisions do not depend on how fast the last ones are done
         chunks = chunks_of(self.hasher, self.model, tokens)
         protect = frozenset(chunk.name for chunk in chunks)
         totals = await self._saver.save([chunk for chunk in chunks if chunk.start >= start], kv, start, protect)
         if totals.stored:
-            self._write_backs.add(functools.partial(self._write_back, totals.stored, protect))
+            self._copies.write_back(totals.stored, protect)
         return SaveResult(
             num_tokens=sum(chunk.num_tokens for chunk in totals.stored),
             num_chunks=len(totals.stored),
@@ -212,35 +185,6 @@ class KVStore:
             seconds=self._clock.now() - began,
             errors=totals.errors,
         )
-
-    async def _write_back(self, chunks: Sequence[Chunk], protect: frozenset[str]) -> None:
-        for chunk in chunks:
-            for target in self._core.idle_targets(chunk.name):
-                source = self._core.holders(chunk.name)
-                if not source or (entry := self._core.acquire(source[0], chunk.name)) is None:
-                    break
-                try:
-                    blob = await self._io.get(source[0], chunk.name)
-                except UnavailableError:
-                    blob = None
-                finally:
-                    self._core.release(source[0], entry)
-                    self._signal.notify()
-                if blob is None:
-                    break
-                try:
-                    written = await self._writer.put(
-                        target,
-                        chunk.key,
-                        blob,
-                        num_tokens=chunk.num_tokens,
-                        codec=peek_header(blob).codec,
-                        cause="write_back",
-                        protect=protect,
-                    )
-                except (CapacityError, UnavailableError, BlobError):
-                    continue
-                self._io.counters[target].write_backs += written
 
     # --- questions ---------------------------------------------------------------------------------------------------
 
@@ -264,9 +208,13 @@ class KVStore:
             "requested_tokens": self._requested_tokens,
             "loaded_tokens": self._loaded_tokens,
             "jobs": self._jobs.counts(),
-            "background_dropped": self._promotions.dropped + self._write_backs.dropped,
+            "background_dropped": self._copies.dropped,
             "tiers": {tier.location: self._tier_stats(tier) for tier in self._core.tiers},
         }
+
+    async def health(self) -> dict[str, dict[str, Any]]:
+        """Per location: ``available``, and what its backend has to say or what is wrong with it."""
+        return {tier.location: await self._io.health(index) for index, tier in enumerate(self._io.tiers)}
 
     def _tier_stats(self, tier: TierState) -> dict[str, Any]:
         codecs: dict[str, int] = {}
@@ -282,6 +230,7 @@ class KVStore:
             "pinned": len(tier.pins.names()),
             "codecs": codecs,
             **asdict(self._io.counters[tier.index]),
+            "available": self._io.available[tier.index],
             "last_error": self._io.last_error[tier.index] or None,
         }
 

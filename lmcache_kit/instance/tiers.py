@@ -131,7 +131,6 @@ class TierState:
         return (
             entry.state is EntryState.READY
             and entry.readers == 0
-            and not entry.rewriting
             and not entry.foreign
             and not self.pins.pinned(entry.name)
         )

@@ -7,8 +7,9 @@ import logging
 
 from lmcache_kit.contracts.storage import Buffer
 from lmcache_kit.errors import CapacityError, LMCacheKitError, UnavailableError
-from lmcache_kit.instance.cache import CacheCore, Removal, WriteTicket
+from lmcache_kit.instance.cache import CacheCore
 from lmcache_kit.instance.execution import Signal, TierIO, Work
+from lmcache_kit.instance.tickets import Removal, WriteTicket
 from lmcache_kit.instance.tiers import Entry, EntryState
 from lmcache_kit.kv.keys import ChunkKey
 
@@ -51,7 +52,7 @@ class Writer:
         name = key.name()
         if await self.settled(tier, name) is not None:
             return False
-        if self._io.tiers[tier].shared and (there := await self._shared_size(tier, name)) is not None:
+        if self._io.tiers[tier].shared and (there := await self._io.size(tier, name)) is not None:
             if await self.settled(tier, name) is None:
                 self._core.adopt(tier, key, nbytes=there, num_tokens=num_tokens, codec="")
                 self._signal.notify()
@@ -64,12 +65,6 @@ class Writer:
         )
         await self._work.finish(self._write(ticket, blob))
         return True
-
-    async def _shared_size(self, tier: int, name: str) -> int | None:
-        try:
-            return await self._io.size(tier, name)
-        except UnavailableError:
-            return None  # the write that follows says so
 
     async def rewrite(self, tier: int, entry: Entry, blob: Buffer, codec: str) -> None:
         """Replace an object that the caller acquired by another encoding of it.
