@@ -38,6 +38,8 @@ def check_plugin(record: Plugin, *, options: Mapping[str, Any] | None = None) ->
     Nothing that the plugin does raises from here.
     """
     results = [run_check("record", lambda: _record(record))]
+    if results[0].outcome == "failed":
+        return results
     required = [
         field.encode_name
         for field in msgspec.structs.fields(record.options)
@@ -62,6 +64,8 @@ def _record(record: Plugin) -> str:
     summary = record.summary
     require(bool(summary.strip()) and len(summary.splitlines()) == 1, "the summary is not one line")
     require(issubclass(record.options, Options), "its options are not a subclass of Options")
-    require(type(record) is PLUGIN_KINDS[record.kind], f"{type(record).__name__} is not the record of {record.kind}")
+    require(
+        isinstance(record, PLUGIN_KINDS[record.kind]), f"{type(record).__name__} is not the record of {record.kind}"
+    )
     msgspec.json.schema(record.options)
     return f"options: {', '.join(field.encode_name for field in msgspec.structs.fields(record.options)) or 'none'}"
