@@ -83,7 +83,10 @@ class Settings:
         for name, value in self.given.items():
             definition = _definition(name)
             assert definition is not None
-            if not definition.honoured and value != definition.default:
+            default = definition.default
+            if default is not None:
+                default = CONVERTERS[definition.kind](name, default)
+            if not definition.honoured and value != default:
                 self.warnings.append(f"{self.spelled[name]} has no effect: {definition.note}")
 
 
