@@ -6,7 +6,8 @@ the content size and a checksum in it. Byte planes are the first bytes of all el
 is no frame.
 
 Measured on normally distributed KV with channels of different scale, level 1 (size before / size after): bfloat16
-1.42 with planes and 1.24 without, float16 1.14 and 1.07, float32 1.17 and 1.07; level 6 gains less than 1 %.
+1.42 with planes and 1.24 without, float16 1.14 and 1.07, float32 1.17 and 1.07. Levels 3 and 6 came out no
+smaller, and slower.
 """
 
 from __future__ import annotations

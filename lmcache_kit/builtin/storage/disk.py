@@ -39,7 +39,11 @@ class DiskBackend(StorageBackend):
         with self._errors("open"):
             temporary.mkdir(parents=True, exist_ok=True)
             self._writer = WriterFiles(temporary)
-            remove_abandoned(temporary)
+            try:
+                remove_abandoned(temporary)
+            except OSError:
+                self.close()
+                raise
 
     def put(self, name: str, blob: Buffer) -> None:
         shard, file_name = relative_path(name)

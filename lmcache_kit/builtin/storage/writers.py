@@ -60,18 +60,19 @@ def remove_abandoned(folder: Path) -> int:
     for lock in [path for path in folder.iterdir() if path.name.endswith(_LOCK)]:
         try:
             fd = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
-        except FileNotFoundError:
+        except OSError:  # gone already, or another user's
             continue
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             lock.unlink(missing_ok=True)
-        except BlockingIOError:
+        except OSError:  # held by its writer, or not ours to remove
             continue
         finally:
             os.close(fd)
     for part in parts:
         owner = folder / (part.name.partition(".")[0] + _LOCK)
         if not owner.exists():
-            part.unlink(missing_ok=True)
-            removed += 1
+            with contextlib.suppress(OSError):  # not ours to remove, and in nobody's way
+                part.unlink()
+                removed += 1
     return removed

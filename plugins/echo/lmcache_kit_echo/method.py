@@ -34,7 +34,7 @@ class EchoMethod(CompressionMethod):
         differences = integers.copy()
         differences[:, :, 1:] -= integers[:, :, :-1]
         planes = differences.reshape(-1, 1).view(np.uint8).T
-        return zlib.compress(np.ascontiguousarray(planes), self._level)
+        return zlib.compress(np.ascontiguousarray(planes).data, self._level)
 
     def decode(self, payload: memoryview, layout: KVLayout, num_tokens: int, version: int) -> KVTensor:
         if version != self.version:

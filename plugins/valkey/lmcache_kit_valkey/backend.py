@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -31,6 +32,8 @@ class ValkeyBackend(StorageBackend):
     def __init__(
         self, url: str, *, prefix: str = "lmcache_kit:", connect_timeout: float = 2.0, timeout: float = 5.0
     ) -> None:
+        # Any: the client's types are those of its synchronous and its asynchronous face at once.
+        self._client: Any
         try:
             self._client = valkey.Valkey.from_url(url, socket_connect_timeout=connect_timeout, socket_timeout=timeout)
         except (ValueError, TypeError) as error:
@@ -52,7 +55,8 @@ class ValkeyBackend(StorageBackend):
         self._call(lambda: self._client.set(self._key(name), value))
 
     def get(self, name: str) -> Buffer | None:
-        return self._call(lambda: self._client.get(self._key(name)))
+        blob: bytes | None = self._call(lambda: self._client.get(self._key(name)))
+        return blob
 
     def get_many(self, names: list[str]) -> list[Buffer | None]:
         """One ``MGET``, hence one round trip."""
@@ -72,10 +76,10 @@ class ValkeyBackend(StorageBackend):
         pattern = re.sub(rb"([\\*?\[\]^])", rb"\\\1", self._prefix) + b"*"
         cursor = 0
         while True:
-            cursor, keys = self._call(lambda at=cursor: self._client.scan(at, match=pattern, count=_SCAN_COUNT))
+            cursor, keys = self._call(functools.partial(self._client.scan, cursor, match=pattern, count=_SCAN_COUNT))
             fresh = [key for key in keys if key not in seen and _NAME.fullmatch(key[len(self._prefix) :])]
             seen.update(fresh)
-            for key, size in zip(fresh, self._call(lambda batch=fresh: self._lengths(batch)), strict=True):
+            for key, size in zip(fresh, self._call(functools.partial(self._lengths, fresh)), strict=True):
                 if isinstance(size, int) and (size or self._size(key) is not None):
                     yield key[len(self._prefix) :].decode(), size
             if cursor == 0:
@@ -101,7 +105,7 @@ class ValkeyBackend(StorageBackend):
         return self._prefix + name.encode()
 
     def _size(self, key: bytes) -> int | None:
-        size = self._call(lambda: self._client.strlen(key))
+        size: int = self._call(lambda: self._client.strlen(key))
         # STRLEN answers 0 for a missing key and for an empty value.
         return size if size or self._call(lambda: self._client.exists(key)) else None
 
@@ -112,7 +116,8 @@ class ValkeyBackend(StorageBackend):
         with self._client.pipeline(transaction=False) as pipeline:
             for key in keys:
                 pipeline.strlen(key)
-            return pipeline.execute(raise_on_error=False)
+            lengths: list[Any] = pipeline.execute(raise_on_error=False)
+            return lengths
 
     def _call(self, command: Callable[[], T]) -> T:
         # Every command here may run twice without harm. A connection that broke since its last use says so only now;

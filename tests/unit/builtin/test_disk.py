@@ -270,3 +270,19 @@ def test_where_the_path_option_leads(tmp_path, monkeypatch, path, want):
     backend.put("m.1", b"x")
     backend.close()
     assert [Path(name).parts[:2] for name in files(tmp_path)] == [Path(want).parts]
+
+
+def test_leftovers_that_may_not_be_removed_do_not_stop_anything(root, monkeypatch):
+    DiskBackend(root).close()
+    (root / "tmp" / "dead.lock").touch()
+    (root / "tmp" / "dead.0.part").touch()
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    backend = DiskBackend(root)
+    backend.put("m.1", b"x")
+    assert backend.get("m.1") == b"x"
+    monkeypatch.undo()
+    backend.close()
