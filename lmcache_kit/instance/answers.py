@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from lmcache_kit.errors import LMCacheKitError
-from lmcache_kit.instance.generation import Delta, GenerationFacts
+from lmcache_kit.instance.completion import Delta, GenerationFacts
 
 __all__ = ["Answer", "cache_facts", "completion_events", "error_body", "usage"]
 

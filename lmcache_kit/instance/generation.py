@@ -11,26 +11,22 @@ import contextlib
 import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ParamSpec, Protocol, TypeVar
 
 from lmcache_kit.clock import Clock
-from lmcache_kit.contracts.engine import Engine, EngineInfo, EngineSequence, SamplingParams
+from lmcache_kit.contracts.engine import Engine, EngineInfo, EngineSequence
 from lmcache_kit.errors import InvalidRequestError, LMCacheKitError, UnavailableError
+from lmcache_kit.instance.completion import Delta, GenerationFacts, GenerationRequest, Output
 from lmcache_kit.instance.metrics import InstanceMetrics
-from lmcache_kit.instance.text_stream import IncrementalText, StopMatcher
 from lmcache_kit.kv.layout import KVTensor
 
-__all__ = ["Delta", "GenerationFacts", "GenerationRequest", "Generator", "PrefixStore"]
+__all__ = ["Generator", "PrefixStore"]
 
 log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-# Tokens before the output that a tokenizer may need to write its first ones as they are written inside a text.
-_TEXT_CONTEXT = 5
 
 
 class PrefixStore(Protocol):
@@ -39,55 +35,6 @@ class PrefixStore(Protocol):
     async def load_prefix(self, tokens: Sequence[int], *, limit: int | None = None) -> Any: ...
 
     async def save(self, tokens: Sequence[int], kv: KVTensor, *, start: int = 0) -> Any: ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GenerationRequest:
-    """A checked request; make it with :meth:`Generator.check`."""
-
-    tokens: list[int]
-    max_tokens: int
-    sampling: SamplingParams
-    stop: tuple[str, ...] = ()
-    ignore_eos: bool = False
-
-
-@dataclass(slots=True, kw_only=True)
-class GenerationFacts:
-    """What is known of one completion; filled while it runs. Times in seconds.
-
-    ``loaded_bytes`` and ``stored_bytes`` are as the tiers hold them, each copy counted; the ``..._kv_bytes`` beside
-    them are the same tokens as the engine has them.
-    """
-
-    prompt_tokens: int
-    completion_tokens: int = 0
-    cached_tokens: int = 0
-    cached_tokens_by_location: dict[str, int] = field(default_factory=dict)
-    codecs: dict[str, int] = field(default_factory=dict)
-    queue_seconds: float = 0.0
-    load_seconds: float = 0.0
-    prefill_seconds: float = 0.0
-    ttft_seconds: float = 0.0
-    stored_tokens: int = 0
-    loaded_bytes: int = 0
-    loaded_kv_bytes: int = 0
-    stored_bytes: int = 0
-    stored_kv_bytes: int = 0
-    finish_reason: str | None = None
-    stop_reason: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Delta:
-    """A piece of output: text that may be shown and the tokens made since the last piece.
-
-    ``facts.finish_reason`` is set on the last piece, and everything is saved when it is given out.
-    """
-
-    text: str
-    tokens: list[int]
-    facts: GenerationFacts
 
 
 class Generator:
@@ -208,7 +155,7 @@ class Generator:
         try:
             token, facts.prefill_seconds = await self._call(self._timed, sequence.prefill)
             facts.ttft_seconds = self._clock.now() - arrival
-            output = _Output(self._engine, request, facts)
+            output = Output(self._engine, request, facts)
             # Decoding text calls the tokenizer, which belongs to the engine's thread like the rest of the engine.
             text = await self._call(output.push, token)
             if facts.finish_reason is None:
@@ -300,7 +247,7 @@ class Generator:
         return work(), self._clock.now() - begin
 
     @staticmethod
-    def _decode(sequence: EngineSequence, output: _Output) -> str:
+    def _decode(sequence: EngineSequence, output: Output) -> str:
         return output.push(sequence.decode())
 
     async def _call(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
@@ -317,41 +264,3 @@ class Generator:
 
 def _nothing() -> None:
     return
-
-
-class _Output:
-    """The tokens made so far, their text, and when to stop."""
-
-    def __init__(self, engine: Engine, request: GenerationRequest, facts: GenerationFacts) -> None:
-        self.tokens: list[int] = []
-        self._taken = 0
-        self._request = request
-        self._facts = facts
-        self._eos = frozenset() if request.ignore_eos else engine.info.eos_token_ids
-        self._text = IncrementalText(engine.detokenize, request.tokens[-_TEXT_CONTEXT:])
-        self._stops = StopMatcher(request.stop)
-
-    def push(self, token: int) -> str:
-        """Count one token in, decide whether it is the last one, and give the text that may be shown now."""
-        facts = self._facts
-        self.tokens.append(token)
-        facts.completion_tokens += 1
-        if token in self._eos:
-            facts.finish_reason = "stop"
-            return self._rest("")
-        shown = self._stops.push(self._text.push(token))
-        if self._stops.matched is None and facts.completion_tokens == self._request.max_tokens:
-            facts.finish_reason = "length"
-            shown = self._rest(shown)
-        if self._stops.matched is not None:
-            facts.finish_reason, facts.stop_reason = "stop", self._stops.matched
-        return shown
-
-    def take(self) -> list[int]:
-        """The tokens made since the last call."""
-        taken, self._taken = self.tokens[self._taken :], len(self.tokens)
-        return taken
-
-    def _rest(self, shown: str) -> str:
-        shown += self._stops.push(self._text.flush())
-        return shown + self._stops.flush()

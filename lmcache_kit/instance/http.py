@@ -22,7 +22,8 @@ from starlette.types import Send
 from lmcache_kit.clock import Clock
 from lmcache_kit.errors import LMCacheKitError, UnavailableError, UnknownNameError
 from lmcache_kit.instance.answers import Answer, completion_events, error_body
-from lmcache_kit.instance.generation import GenerationRequest, Generator
+from lmcache_kit.instance.completion import GenerationRequest
+from lmcache_kit.instance.generation import Generator
 from lmcache_kit.instance.metrics import InstanceMetrics
 from lmcache_kit.instance.openapi import openapi
 from lmcache_kit.instance.schemas import CompletionBody, DetokenizeBody, TokenizeBody, decode_body

@@ -7,15 +7,14 @@ for begins with ``lmcache_kit_``.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-if TYPE_CHECKING:
-    from lmcache_kit.instance.generation import GenerationFacts
+from lmcache_kit.instance.completion import GenerationFacts
 
 __all__ = ["InstanceMetrics"]
 

@@ -39,8 +39,9 @@ def make_engine(options: TransformersOptions, model: str) -> TransformersEngine:
         raise ConfigError(f"device {options.device!r} is not usable: torch sees no such GPU", hint="use device=cpu")
     torch.set_num_threads(options.threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    quiet: Any = transformers.logging
+    quiet.set_verbosity_error()
+    quiet.disable_progress_bar()
     dtype = options.dtype or ("float32" if device.type == "cpu" else "bfloat16")
     tokenizer: TextTokenizer
     if options.config is not None:

@@ -42,7 +42,7 @@ def seeded_model(config: str | Mapping[str, Any], *, vocab_size: int, seed: int,
         )
     try:
         llama = LlamaConfig(**{**values, "attn_implementation": _ATTENTION})
-        model = LlamaForCausalLM(llama)
+        model: Any = LlamaForCausalLM(llama)
     except Exception as error:  # each version of transformers has its own classes for a bad configuration
         reason = " ".join(str(error).split())
         raise ConfigError(f"config: transformers cannot make a Llama of it: {reason}") from None
@@ -59,7 +59,7 @@ def seeded_model(config: str | Mapping[str, Any], *, vocab_size: int, seed: int,
 def pretrained_model(folder: Path, *, dtype: torch.dtype) -> Any:
     """The model of a local folder; nothing is downloaded and no code of the folder is run. Raises ConfigError."""
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             str(folder),
             torch_dtype=dtype,
             attn_implementation=_ATTENTION,

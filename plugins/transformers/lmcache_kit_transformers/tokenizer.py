@@ -39,7 +39,8 @@ class TrainedTokenizer:
     def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
         self._tokenizer = tokenizer
         self.size: int = tokenizer.get_vocab_size()
-        self.eos_token_ids = frozenset({tokenizer.token_to_id(EOS)})
+        eos = tokenizer.token_to_id(EOS)
+        self.eos_token_ids: frozenset[int] = frozenset() if eos is None else frozenset({eos})
         self.identity = tokenizer.to_str().encode()
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
@@ -67,7 +68,7 @@ class FolderTokenizer:
             raise ConfigError(f"{folder} has no tokenizer that transformers can load: {reason}") from None
         self.size = len(self._tokenizer)
         eos = self._tokenizer.eos_token_id
-        self.eos_token_ids = frozenset() if eos is None else frozenset({int(eos)})
+        self.eos_token_ids: frozenset[int] = frozenset() if eos is None else frozenset({int(eos)})
         vocabulary = sorted(self._tokenizer.get_vocab().items(), key=lambda item: item[1])
         self.identity = repr(vocabulary).encode()
 
