@@ -61,6 +61,7 @@ def encode(symbols: Array, tables: Array, levels: int, *, group: int = GROUP_LAN
     _check(symbols.shape, tables, group)
     if symbols.dtype != np.uint8:
         raise ValueError(f"symbols must be uint8, not {symbols.dtype}")
+    group = min(group, symbols.shape[2])
     states, counts, words = implementation("rans", backend).encode(symbols, tables, frequencies(levels), group)
     return Streams(states, counts, words)
 
@@ -76,6 +77,7 @@ def decode(
     """
     blocks, lanes = streams.states.shape
     _check((blocks, steps, lanes), tables, group)
+    group = min(group, lanes)
     groups = groups_of(lanes, group)
     if streams.counts.shape != (blocks, groups) or int(streams.counts.sum(dtype=np.uint64)) != streams.words.size:
         raise CorruptStreamError("word counts do not add up to the words at hand")

@@ -151,7 +151,8 @@ class CacheGen(CompressionMethod):
         for level, indices in _batches(levels, shape, coded):
             bodies = [read_coded(reader.body(index), shape, level) for index in indices]
             out[np.array(indices) - wanted.start] = self._decode_batch(shape, bodies, level)
-        return out.reshape(layers, shape.layout.planes, *out.shape[1:2], shape.layout.num_kv_heads, -1)
+        layout = shape.layout
+        return out.reshape(layers, layout.planes, shape.num_tokens, layout.num_kv_heads, layout.head_dim)
 
     def _decode_batch(self, shape: Shape, bodies: Sequence[CodedBlock], levels: int) -> Array:
         streams = rans.Streams(
