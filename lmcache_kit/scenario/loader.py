@@ -104,7 +104,8 @@ def _spell_out_keys(data: dict[str, Any], keys: Iterable[str]) -> None:
 
 
 def _merge_defaults(data: dict[str, Any]) -> None:
-    defaults = data.pop("instance_defaults", None) or {}
+    """Write out what each instance has, the model's own defaults included, so that any of it can be overridden."""
+    defaults = _merged(_without_none(msgspec.to_builtins(InstanceDefaults())), data.pop("instance_defaults", None) or {})
     instances = data.get("instances")
     if isinstance(instances, list):
         data["instances"] = [

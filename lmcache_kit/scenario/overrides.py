@@ -25,7 +25,9 @@ def split_override(text: str) -> tuple[str, Any]:
     path = path.strip()
     if not equals or not path:
         raise ConfigError(f"--set {text!r} is not path=value", hint="write it like --set instances.0.chunk_size=64")
-    return path, parse_value(value)
+    # To YAML, "> 1" would begin a folded text.
+    is_comparison = path.startswith("expect.") and value.lstrip().startswith(("=", "!", "<", ">"))
+    return path, value if is_comparison else parse_value(value)
 
 
 def apply_overrides(data: dict[str, Any], overrides: Iterable[str]) -> None:
