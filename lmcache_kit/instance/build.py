@@ -63,8 +63,9 @@ def build_store(
     Raises ConfigError naming the key for an unknown plugin or a wrong option.
     """
     codecs = codecs or build_codecs(config, plugins)
-    with _blamed("store_method or remote_serde"):
-        codecs.get(config.store_method)
+    for key, method in [(f"{SECTION}.store_method", config.store_method), *_tier_methods(config)]:
+        with _blamed(key):
+            codecs.get(method)
     made = list(tiers) if tiers is not None else build_tiers(config, plugins)
     try:
         return KVStore(
@@ -86,6 +87,10 @@ def build_store(
         for tier in made:
             tier.backend.close()
         raise
+
+
+def _tier_methods(config: InstanceConfig) -> list[tuple[str, str]]:
+    return [("remote_serde or a tier's method", tier.method) for tier in config.tiers if tier.method is not None]
 
 
 def build_codecs(config: InstanceConfig, plugins: PluginRegistry | None = None) -> CodecSet:
@@ -151,6 +156,8 @@ def _tier(spec: TierSpec, config: InstanceConfig, plugins: PluginRegistry) -> Ti
         inline="inline" in storage.capabilities,
         persistent="persistent" in storage.capabilities,
         shared="shared" in storage.capabilities,
+        readable=config.retrieve_locations is None or location in config.retrieve_locations,
+        method=spec.method,
     )
 
 

@@ -33,7 +33,8 @@ class TierOptions(_Strict, frozen=True):
         capacity: bytes, or a size like ``64MiB``; left out: unbounded.
         eviction: name of an eviction policy; ``cache_policy`` when left out.
         eviction_options: options of the eviction policy.
-        method: compression method of what is written to this tier; ``store_method`` when left out.
+        method: compression method of what a completion writes to this tier; ``store_method`` when left out. Copies from
+            another tier keep the method that they are in.
         options: options of the storage plugin.
     """
 
@@ -65,7 +66,12 @@ class TransportOptions(_Strict, frozen=True):
 
 
 class LinkOptions(_Strict, frozen=True):
-    """Shape of the link to one peer: ``bandwidth`` like ``1Gbps`` or ``100MB/s``, ``latency`` like ``2ms``."""
+    """Shape of the link to one peer.
+
+    Args:
+        bandwidth: e.g. ``1Gbps`` (bits) or ``100MB/s`` (bytes); left out: unshaped.
+        latency: e.g. ``2ms``, one way.
+    """
 
     bandwidth: str | None = None
     latency: str | float | None = None

@@ -66,7 +66,7 @@ _HONOURED = (
         "remote_serde",
         "str",
         "naive",
-        "compression method of what is written to RemoteBackend; any installed method, not only LMCache's",
+        "compression method of what a completion writes to RemoteBackend; any installed method, not only LMCache's",
     ),
     ConfigKey("save_decode_cache", "bool", False, "whether KV of generated tokens is stored too"),
     ConfigKey(
@@ -75,8 +75,18 @@ _HONOURED = (
         "builtin",
         "chunk hash: builtin, sha256_cbor or blake3; announced to the controller",
     ),
-    ConfigKey("retrieve_locations", "list of str", None, "only these tiers are read for a completion"),
-    ConfigKey("store_location", "str", None, "only this tier is written by a completion"),
+    ConfigKey(
+        "retrieve_locations",
+        "list of str",
+        None,
+        "only these tiers are read for a completion; moves, jobs and peers reach all",
+    ),
+    ConfigKey(
+        "store_location",
+        "str",
+        None,
+        "only this tier is written by a completion; moves, promotions and demotions reach all",
+    ),
     ConfigKey("p2p_host", "str", None, "host under which other instances reach this one for /move"),
     ConfigKey(
         "p2p_init_ports", "list of int", None, "port of the peer server (the first one); 0 lets the system choose"

@@ -107,6 +107,8 @@ class Reader:
         while True:
             place = _Found(chunk, [], [])
             for tier in self._core.holders(chunk.name):
+                if not self._io.tiers[tier].readable:
+                    continue
                 entry = self._core.acquire(tier, chunk.name)
                 assert entry is not None
                 place.held.append((tier, entry))
@@ -117,7 +119,7 @@ class Reader:
             await self._signal.wait()  # being stored, or on its way from one tier to the next
         # What other instances put into a shared tier, or what we do not know of any more, is found by asking it.
         for tier, config in enumerate(self._io.tiers):
-            if config.shared and self._core.tiers[tier].state(chunk.name) is EntryState.ABSENT:
+            if config.shared and config.readable and self._core.tiers[tier].state(chunk.name) is EntryState.ABSENT:
                 try:
                     if await self._io.size(tier, chunk.name) is not None:
                         place.probed.append(tier)

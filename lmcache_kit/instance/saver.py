@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections import deque
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
@@ -45,6 +46,7 @@ class Saver:
         self._writer = writer
         self._codecs = codecs
         self._method = method
+        self._saving: set[str] = set()
 
     async def save(self, chunks: Sequence[Chunk], kv: KVTensor, first: int, protect: frozenset[str]) -> SaveTotals:
         """Store those of ``chunks`` that no tier holds; ``kv`` begins at token ``first``.
@@ -54,7 +56,8 @@ class Saver:
         totals = SaveTotals()
         async with aclosing(self._encoded(chunks, kv, first, totals)) as encoded:
             async for chunk, blob in encoded:
-                if not await self._store(chunk, blob, protect, totals):
+                encode = functools.partial(self._encode, kv, chunk, first)
+                if not await self._store(chunk, blob, encode, protect, totals):
                     break
         return totals
 
@@ -96,23 +99,33 @@ class Saver:
                 if task is not None and not task.cancelled():
                     task.exception()
 
-    def _encode(self, kv: KVTensor, chunk: Chunk, first: int) -> bytes:
+    def _encode(self, kv: KVTensor, chunk: Chunk, first: int, method: str | None = None) -> bytes:
         part = kv if chunk.num_tokens == kv.num_tokens else kv.tokens(chunk.start - first, chunk.stop - first)
-        return self._codecs.encode(part, chunk.key, self._method)
+        return self._codecs.encode(part, chunk.key, method or self._method)
 
     def _known(self, chunk: Chunk) -> bool:
-        return bool(self._core.in_tiers(chunk.name, EntryState.READY, EntryState.WRITING))
+        found = self._core.in_tiers(chunk.name, EntryState.READY, EntryState.WRITING)
+        return any(self._io.tiers[tier].readable for tier in found)
 
     async def _settled(self, chunk: Chunk) -> bool:
         """Whether a tier that can be reached holds the chunk, once nobody is writing it."""
         while True:
-            if any(self._io.available[tier] for tier in self._core.holders(chunk.name)):
+            holders = [tier for tier in self._core.holders(chunk.name) if self._io.tiers[tier].readable]
+            if any(self._io.available[tier] for tier in holders):
                 return True
             if not self._core.in_tiers(chunk.name, EntryState.WRITING):
                 return False
             await self._signal.wait()
 
-    async def _store(self, chunk: Chunk, blob: bytes, protect: frozenset[str], totals: SaveTotals) -> bool:
+    async def _store(
+        self,
+        chunk: Chunk,
+        blob: bytes,
+        encode: Callable[[str], bytes],
+        protect: frozenset[str],
+        totals: SaveTotals,
+    ) -> bool:
+        encoded = {self._method: blob}
         targets = self._core.store_targets(len(blob))
         if not targets:
             totals.errors.append(f"chunk {chunk.name}: no tier takes {len(blob)} bytes")
@@ -121,13 +134,20 @@ class Saver:
             if tier in totals.down:
                 continue
             location = self._io.tiers[tier].location
+            method = self._io.tiers[tier].method or self._method
+            if method not in encoded:
+                try:
+                    encoded[method] = await self._work.call(encode, method)
+                except LMCacheKitError as error:
+                    totals.errors.append(f"chunk {chunk.name}: {error.detail}")
+                    continue
             try:
                 written = await self._writer.put(
                     tier,
                     chunk.key,
-                    blob,
+                    encoded[method],
                     num_tokens=chunk.num_tokens,
-                    codec=self._method,
+                    codec=method,
                     cause="store",
                     protect=protect,
                 )
@@ -138,7 +158,7 @@ class Saver:
                 continue
             if written:
                 stored = True
-                totals.nbytes += len(blob)
+                totals.nbytes += len(encoded[method])
                 totals.by_location[location] = totals.by_location.get(location, 0) + chunk.num_tokens
             else:
                 held = True

@@ -73,7 +73,8 @@ class KVStore:
         locations = [tier.location for tier in tiers]
         if not tiers or len(set(locations)) != len(locations):
             raise InvalidRequestError(f"a store needs tiers of different locations, got {locations}")
-        codecs.record(store_codec)
+        for method in (store_codec, *(tier.method for tier in tiers if tier.method is not None)):
+            codecs.record(method)
         self.model = model
         self.layout = layout
         self.hasher = hasher

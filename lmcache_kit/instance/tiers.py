@@ -30,6 +30,8 @@ class Tier:
         persistent: contents are found again when the store opens.
         shared: other instances read, write and delete in the same store.
         writable: False for a tier that is only read.
+        readable: False for a tier that completions do not read; it still serves peers, moves and jobs.
+        method: compression method of what a save writes here; None for the store's. Copies of other tiers keep theirs.
     """
 
     location: str
@@ -40,6 +42,8 @@ class Tier:
     persistent: bool = False
     shared: bool = False
     writable: bool = True
+    readable: bool = True
+    method: str | None = None
 
 
 class EntryState(enum.Enum):
