@@ -32,12 +32,14 @@ class ZmqOptions(Options, frozen=True):
         max_message_bytes: most bytes that all frames of one request or answer may have together; a connection that
             brings a larger frame is closed.
         max_in_flight: requests that one listener handles at a time; more wait in the sockets.
+        connect_seconds: a request that finds no connection fails after this time, also when its own deadline is later.
         send_high_water: messages queued per connection before sending waits; 0 for no bound.
         receive_high_water: messages queued per connection before its sender is slowed down; 0 for no bound.
     """
 
     max_message_bytes: Positive = 2**30
     max_in_flight: Positive = 256
+    connect_seconds: Seconds = 5.0
     send_high_water: NotNegative = 1000
     receive_high_water: NotNegative = 1000
 
@@ -51,6 +53,7 @@ class ShmOptions(Options, frozen=True):
             none, the folder for temporary files. Both sides must use the same.
         max_message_bytes: most bytes that all frames of one request or answer may have together.
         max_in_flight: requests that one listener handles at a time; more wait in the sockets.
+        connect_seconds: a request that finds no connection fails after this time, also when its own deadline is later.
         answer_seconds: an answer that nobody fetched within this time is dropped, and its memory with it.
     """
 
@@ -58,4 +61,5 @@ class ShmOptions(Options, frozen=True):
     directory: str | None = None
     max_message_bytes: Positive = 2**30
     max_in_flight: Positive = 256
+    connect_seconds: Seconds = 5.0
     answer_seconds: Seconds = 60.0

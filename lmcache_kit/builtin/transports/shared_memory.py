@@ -18,7 +18,7 @@ from pathlib import Path
 
 import msgspec
 
-from lmcache_kit.builtin.transports.common import check_frames, split_address
+from lmcache_kit.builtin.transports.common import check_frames, no_answer, split_address
 from lmcache_kit.builtin.transports.options import ShmOptions, ZmqOptions
 from lmcache_kit.builtin.transports.segments import SegmentFolder, default_folder, lock_file, release_name
 from lmcache_kit.builtin.transports.zmq_channel import ZmqChannel
@@ -184,12 +184,13 @@ class ShmListener(Listener):
 
 class ShmChannel(Channel):
     def __init__(self, name: str, options: ShmOptions, path: Path) -> None:
+        self._address = f"shm://{name}"
         self._folder = SegmentFolder(path)
         self._packer = _Packer(self._folder, options)
         try:
             self._inner = ZmqChannel(
                 _endpoint(path, name),
-                f"shm://{name}",
+                self._address,
                 _socket_options(options),
                 late=self._packer.discard_message,
             )
@@ -198,11 +199,13 @@ class ShmChannel(Channel):
             raise
 
     async def request(self, frames: Sequence[Buffer], *, timeout: float) -> list[Buffer]:
-        started = time.monotonic()
-        name, message = await self._packer.pack(frames)
+        name = None
         try:
-            left = max(0.0, timeout - (time.monotonic() - started))
-            return await self._packer.unpack(await self._inner.request(message, timeout=left))
+            async with asyncio.timeout(timeout):
+                name, message = await self._packer.pack(frames)
+                return await self._packer.unpack(await self._inner.request(message, timeout=timeout))
+        except TimeoutError:
+            raise no_answer(self._address, timeout, connected=self._inner.connected) from None
         finally:
             if name is not None:
                 self._folder.discard(name)
@@ -238,7 +241,9 @@ class ShmTransport(Transport):
 def _socket_options(options: ShmOptions) -> ZmqOptions:
     # A message that was measured here gains the frame that says where its frames are.
     return ZmqOptions(
-        max_message_bytes=options.max_message_bytes + _MAX_PLACES_BYTES, max_in_flight=options.max_in_flight
+        max_message_bytes=options.max_message_bytes + _MAX_PLACES_BYTES,
+        max_in_flight=options.max_in_flight,
+        connect_seconds=options.connect_seconds,
     )
 
 

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import zmq
 import zmq.asyncio
@@ -85,6 +86,11 @@ class ZmqChannel(Channel):
         loop = asyncio.get_running_loop()
         self._tasks = [loop.create_task(self._receive()), loop.create_task(self._watch())]
 
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection at the moment."""
+        return self._connected
+
     async def request(self, frames: Sequence[Buffer], *, timeout: float) -> list[Buffer]:
         if self._closed:
             raise UnavailableError(f"the channel to {self._address} is closed")
@@ -94,15 +100,7 @@ class ZmqChannel(Channel):
         self._calls[number] = call
         try:
             async with asyncio.timeout(timeout):
-                send = self._socket.send_multipart([pack_header(REQUEST, number), *frames], copy=False)
-                sending = asyncio.ensure_future(send)
-                try:
-                    await asyncio.wait((sending, call.future), return_when=asyncio.FIRST_COMPLETED)
-                    if sending.done() and not sending.cancelled():
-                        sending.result()
-                        call.sent = True
-                finally:
-                    sending.cancel()
+                await self._send([pack_header(REQUEST, number), *frames], call)
                 return await call.future
         except TimeoutError:
             raise no_answer(self._address, timeout, connected=self._connected) from None
@@ -112,6 +110,22 @@ class ZmqChannel(Channel):
             del self._calls[number]
             if call.future.done() and not call.future.cancelled():
                 call.future.exception()  # seen, when it came together with the deadline
+
+    async def _send(self, message: list[Buffer], call: _Call) -> None:
+        sending = asyncio.ensure_future(self._socket.send_multipart(message, copy=False))
+        try:
+            either: set[asyncio.Future[Any]] = {sending, call.future}
+            limit = self._options.connect_seconds
+            done, _ = await asyncio.wait(either, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+            if not done:
+                if not self._connected:
+                    raise no_answer(self._address, limit, connected=False)
+                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if sending.done():
+                sending.result()
+                call.sent = True
+        finally:
+            sending.cancel()
 
     async def _receive(self) -> None:
         while True:

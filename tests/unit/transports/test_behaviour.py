@@ -118,6 +118,27 @@ async def test_nobody_listens(case):
     assert address in caught.value.message
 
 
+async def test_a_request_that_finds_no_connection_need_not_wait_for_its_deadline(case):
+    if case.kind == "inproc":
+        pytest.skip("within the process a request waits for its listener, there is no connection to find missing")
+    channel = await case.connect(case.free_address(), connect_seconds=0.1)
+    with pytest.raises(UnavailableError, match=r"nobody listens at .* waited 0\.1 s"):
+        await channel.request([b"x"], timeout=1000)
+
+
+async def test_the_time_to_connect_does_not_bound_the_time_to_answer(case):
+    if case.kind == "inproc":
+        pytest.skip("within the process there is no connection")
+
+    async def handler(frames):
+        await asyncio.sleep(0.3)
+        return frames
+
+    _, channel = await case.pair(handler, connect_seconds=0.1)
+    await channel.request([b"first"], timeout=LONG)
+    assert plain(await channel.request([b"x"], timeout=LONG)) == [b"x"]
+
+
 async def test_a_request_that_was_given_up_is_not_delivered_to_a_listener_that_comes_later(case):
     address = case.free_address()
     channel = await case.connect(address)
