@@ -39,7 +39,7 @@ or at the current folder when there is no file. `localhost` means 127.0.0.1.
 | key | LMCache | here | why |
 | --- | --- | --- | --- |
 | `save_unfull_chunk` | false | true | a prompt of 12 tokens is found again, as LMCache's documents show it |
-| `lmcache_instance_id` | random | `lmcache_default_instance` | found again after a restart; required with a controller |
+| `lmcache_instance_id` | random | `lmcache_default_instance` | found again at restart; required with a controller |
 | `controller_reply_url` | required with a controller | the pull port plus 1 | the documents name one port only |
 | `lmcache_worker_ports` | required with a controller | a free port | the port is announced at registration |
 | `lmcache_worker_heartbeat_time` | no heartbeats | 5 s | without them a restart of the controller may go unnoticed |
