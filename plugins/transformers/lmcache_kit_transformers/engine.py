@@ -94,6 +94,20 @@ class TransformersEngine(Engine):
             eos_token_ids=tokenizer.eos_token_ids,
             vocab_size=int(config.vocab_size),
         )
+        self._probe()
+
+    def _probe(self) -> None:
+        """One forward pass, so that a model that cannot work here says so now and not at the first request."""
+        try:
+            sequence = self.start([0], prefix=None, prefill_block=1, sampling=SamplingParams(temperature=0))
+            sequence.prefill()
+            sequence.close()
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            raise ConfigError(
+                f"a first token cannot be computed with this model: {reason}",
+                hint="the engine needs keys and values of one shape in every layer, as Llama has them",
+            ) from None
 
     @property
     def info(self) -> EngineInfo:
