@@ -114,7 +114,8 @@ class Reader:
                 place.held.append((tier, entry))
             if place.held:
                 return place
-            if not self._core.in_tiers(chunk.name, EntryState.WRITING):
+            writing = self._core.in_tiers(chunk.name, EntryState.WRITING)
+            if not any(self._io.tiers[tier].readable for tier in writing):
                 break
             await self._signal.wait()  # being stored, or on its way from one tier to the next
         # What other instances put into a shared tier, or what we do not know of any more, is found by asking it.

@@ -56,8 +56,17 @@ class Saver:
         totals = SaveTotals()
         async with aclosing(self._encoded(chunks, kv, first, totals)) as encoded:
             async for chunk, blob in encoded:
+                if await self._settled(chunk):  # another save was faster
+                    totals.held_tokens += chunk.num_tokens
+                    continue
                 encode = functools.partial(self._encode, kv, chunk, first)
-                if not await self._store(chunk, blob, encode, protect, totals):
+                self._saving.add(chunk.name)
+                try:
+                    stored = await self._store(chunk, blob, encode, protect, totals)
+                finally:
+                    self._saving.discard(chunk.name)
+                    self._signal.notify()
+                if not stored:
                     break
         return totals
 
@@ -110,11 +119,12 @@ class Saver:
     async def _settled(self, chunk: Chunk) -> bool:
         """Whether a tier that can be reached holds the chunk, once nobody is writing it."""
         while True:
-            holders = [tier for tier in self._core.holders(chunk.name) if self._io.tiers[tier].readable]
-            if any(self._io.available[tier] for tier in holders):
-                return True
-            if not self._core.in_tiers(chunk.name, EntryState.WRITING):
-                return False
+            if chunk.name not in self._saving:
+                holders = [tier for tier in self._core.holders(chunk.name) if self._io.tiers[tier].readable]
+                if any(self._io.available[tier] for tier in holders):
+                    return True
+                if not self._core.in_tiers(chunk.name, EntryState.WRITING):
+                    return False
             await self._signal.wait()
 
     async def _store(
