@@ -54,7 +54,7 @@ def offenders(folder: str, forbidden: tuple[str, ...]) -> list[str]:
             "contracts",
             tuple(f"lmcache_kit.{name}" for name in ("controller", "instance", "builtin", "plugins", "live", "client")),
         ),
-        ("builtin", ("lmcache_kit.controller", "lmcache_kit.instance", "lmcache_kit.cli")),
+        ("builtin", ("lmcache_kit.controller", "lmcache_kit.instance")),
     ],
 )
 def test_nothing_imports_what_it_must_not(folder: str, forbidden: tuple[str, ...]) -> None:
