@@ -146,7 +146,12 @@ _HONOURED = (
         "show it",
         ours=True,
     ),
-    ConfigKey("blocking_timeout_secs", "int", 10, "deadline of one exchange with another instance, in seconds"),
+    ConfigKey(
+        "blocking_timeout_secs",
+        "int",
+        10,
+        "deadline of one exchange with another instance, and when set with the server of remote_url, in seconds",
+    ),
     ConfigKey("cache_policy", "str", "LRU", "eviction policy of every tier, in any case: an installed eviction plugin"),
     ConfigKey("min_retrieve_tokens", "int", 0, "a shorter hit is not loaded but computed again"),
     ConfigKey(

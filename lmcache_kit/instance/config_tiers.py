@@ -60,9 +60,11 @@ def resolve_tiers(settings: Settings, extension: Extension, base_dir: Path) -> t
         )
     url = settings.value("remote_url")
     if url:
-        tiers.append(
-            TierSpec(storage=_remote(url), eviction=eviction, method=settings.value("remote_serde") or "naive")
-        )
+        storage = _remote(url)
+        if settings.is_set("blocking_timeout_secs"):
+            deadline = float(settings.at_least("blocking_timeout_secs", 1))
+            storage = PluginSpec(kind=storage.kind, options={**storage.options, "timeout": deadline})
+        tiers.append(TierSpec(storage=storage, eviction=eviction, method=settings.value("remote_serde") or "naive"))
     elif settings.value("remote_serde") not in ("", "naive"):
         settings.warnings.append(f"{settings.spelled['remote_serde']} has no effect: there is no remote_url")
     return tuple(tiers)

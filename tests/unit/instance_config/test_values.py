@@ -166,6 +166,11 @@ def test_remote_serde_without_remote_warns() -> None:
     assert instance_config({"remote_serde": "cachegen"}).warnings[0].startswith("remote_serde has no effect")
 
 
+def test_the_deadline_of_the_remote_server() -> None:
+    config = instance_config({"local_cpu": False, "remote_url": "redis://h:1", "blocking_timeout_secs": 3})
+    assert config.tiers[0].storage.options == {"url": "redis://h:1", "timeout": 3.0}
+
+
 def test_unbounded_memory() -> None:
     assert instance_config({"max_local_cpu_size": math.inf}).tiers[0].capacity_bytes is None
 
