@@ -1,8 +1,9 @@
 """Size, error and speed of the compression methods on one KV tensor of each shape.
 
 The tensor is random: normal values whose spread and mean differ from channel to channel and whose size differs from
-token to token, in bfloat16. Speeds are uncompressed bytes per second from the KV to a bytes object and from there to KV,
-the best of several runs, after a first call that is reported on its own. ``naive`` decodes to a view of its payload.
+token to token, in bfloat16. Speeds are uncompressed bytes per second, from the KV to a bytes object and from there to
+KV: the best of several runs, after a first call that is reported on its own. ``naive`` decodes to a view of its
+payload, which costs nothing.
 """
 
 from __future__ import annotations
