@@ -91,7 +91,7 @@ class TransformersEngine(Engine):
             fingerprint=fingerprint(model, layout, tokenizer.identity),
             layout=layout,
             max_model_len=max_model_len or limit,
-            eos_token_ids=tokenizer.eos_token_ids,
+            eos_token_ids=tokenizer.eos_token_ids | _end_tokens(model),
             vocab_size=int(config.vocab_size),
         )
         self._probe()
@@ -122,6 +122,9 @@ class TransformersEngine(Engine):
     def token_text(self, token: int) -> str:
         return self._tokenizer.piece(token)
 
+    def close(self) -> None:
+        self.model = None
+
     def start(
         self, tokens: Sequence[int], *, prefix: KVTensor | None, prefill_block: int, sampling: SamplingParams
     ) -> EngineSequence:
@@ -137,6 +140,14 @@ class TransformersEngine(Engine):
         if prefix is not None and (prefix.layout != info.layout or prefix.num_tokens >= len(tokens)):
             raise InvalidRequestError("the prefix handed in is longer than the prompt or of another layout")
         return TransformersSequence(self.model, info, list(tokens), prefix, prefill_block, Sampler(sampling))
+
+
+def _end_tokens(model: Any) -> frozenset[int]:
+    """Chat models end a turn with tokens that only their generation configuration names."""
+    ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    if ends is None:
+        return frozenset()
+    return frozenset(ends if isinstance(ends, list) else [ends])
 
 
 class TransformersSequence(EngineSequence):

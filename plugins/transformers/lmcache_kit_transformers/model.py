@@ -34,7 +34,8 @@ def seeded_model(config: str | Mapping[str, Any], *, vocab_size: int, seed: int,
             raise ConfigError(
                 f"config: LlamaConfig has no value {name!r}", hint=f"did you mean {near!r}?" if near else None
             )
-    values.setdefault("vocab_size", vocab_size)
+    # Llama's own ids for these would be ordinary tokens of our tokenizer.
+    values = {"bos_token_id": 0, "eos_token_id": 1, "vocab_size": vocab_size, **values}
     if values["vocab_size"] < vocab_size:
         raise ConfigError(
             f"config: vocab_size {values['vocab_size']} is smaller than the tokenizer's {vocab_size}",

@@ -116,7 +116,7 @@ def test_a_pretrained_folder_is_the_same_model(make, engine, text_file: Path, tm
     ).save_pretrained(folder)
     loaded = make_engine(TransformersOptions(), str(folder))
     assert loaded.info.layout == engine.info.layout
-    assert loaded.info.eos_token_ids == {1}
+    assert loaded.info.eos_token_ids == engine.info.eos_token_ids == {1}
     tokens = engine.tokenize(TRICKY)
     assert loaded.tokenize(TRICKY) == tokens
     assert loaded.detokenize(tokens) == TRICKY
@@ -125,6 +125,9 @@ def test_a_pretrained_folder_is_the_same_model(make, engine, text_file: Path, tm
         sequence = made.start(tokens, prefix=None, prefill_block=16, sampling=SamplingParams(temperature=0))
         texts.append([sequence.prefill(), *(sequence.decode() for _ in range(15))])
     assert texts[0] == texts[1]
+    settings = json.loads((folder / "generation_config.json").read_text())
+    (folder / "generation_config.json").write_text(json.dumps({**settings, "eos_token_id": [1, 7, 9]}))
+    assert make_engine(TransformersOptions(), str(folder)).info.eos_token_ids == {1, 7, 9}
     with pytest.raises(ConfigError, match="its own tokenizer"):
         make_engine(TransformersOptions(tokenizer_text=str(text_file)), str(folder))
     (folder / "config.json").write_text("{}")
