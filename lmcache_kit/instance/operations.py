@@ -121,7 +121,7 @@ class Operations:
                     job.add(tokens=entry.num_tokens, before=entry.nbytes, after=entry.nbytes)
                     same += 1
                 else:
-                    await self._recode_one(job, tier, entry, method)
+                    gone += not await self._recode_one(job, tier, entry, method)
             finally:
                 self._core.release(tier, entry)
                 self._signal.notify()
@@ -132,16 +132,19 @@ class Operations:
         if other:
             job.notes.append(f"{other} of {len(keys)} chunks were put into another method before their turn")
 
-    async def _recode_one(self, job: Job, tier: int, entry: Entry, method: str) -> None:
+    async def _recode_one(self, job: Job, tier: int, entry: Entry, method: str) -> bool:
+        """Whether the object was still there to be replaced."""
         with _naming(entry):
             blob = await self._read(tier, entry)
             new = await self._work.call(self._recoded, blob, entry, method)
             if new is None:
                 entry.codec = method
                 job.add(tokens=entry.num_tokens, before=entry.nbytes, after=entry.nbytes)
-                return
-            await self._writer.rewrite(tier, entry, new.blob, method)
+                return True
+            if not await self._writer.rewrite(tier, entry, new.blob, method):
+                return False
             job.add(tokens=entry.num_tokens, before=new.before, after=len(new.blob))
+            return True
 
     async def _read(self, tier: int, entry: Entry) -> Buffer:
         blob = await self._io.get(tier, entry.name)

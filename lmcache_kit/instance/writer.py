@@ -66,13 +66,16 @@ class Writer:
         await self._work.finish(self._write(ticket, blob))
         return True
 
-    async def rewrite(self, tier: int, entry: Entry, blob: Buffer, codec: str) -> None:
-        """Replace an object that the caller acquired by another encoding of it.
+    async def rewrite(self, tier: int, entry: Entry, blob: Buffer, codec: str) -> bool:
+        """Replace an object that the caller acquired by another encoding of it; False when it is leaving meanwhile.
 
         Raises CapacityError or UnavailableError; the old object is then still there.
         """
+        if entry.state is not EntryState.READY:
+            return False
         ticket = self._core.begin_rewrite(tier, entry, nbytes=memoryview(blob).nbytes, codec=codec)
         await self._work.finish(self._write(ticket, blob))
+        return True
 
     async def remove(self, tier: int, name: str, *, cause: str, force: bool = False) -> int:
         """Remove an object; its tokens, or 0 when there is none or it is pinned. Raises UnavailableError."""

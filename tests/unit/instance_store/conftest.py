@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -38,10 +39,26 @@ class FaultyBackend(StorageBackend):
         self.gated: set[str] = set()
         self.closed = False
         self._lock = threading.Lock()
+        self._reached: dict[str, threading.Event] = {}
+
+    async def called(self, call: str) -> None:
+        """Until ``call`` was called for the first time since the gate was set."""
+        with self._lock:
+            reached = self._reached.setdefault(call, threading.Event())
+        assert await asyncio.to_thread(reached.wait, 60)
+
+    def shut(self, *calls: str) -> threading.Event:
+        """Make ``calls`` wait until the event that is returned is set."""
+        with self._lock:
+            self._reached.clear()
+        self.gated = set(calls)
+        self.gate = threading.Event()
+        return self.gate
 
     def _called(self, call: str, name: str = "") -> None:
         with self._lock:
             self.calls.append((call, name))
+            self._reached.setdefault(call, threading.Event()).set()
         if self.gate is not None and call in self.gated:
             assert self.gate.wait(60)
         if self.fail(call, name):

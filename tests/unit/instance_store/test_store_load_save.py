@@ -1,5 +1,5 @@
 import asyncio
-import threading
+import inspect
 
 import numpy as np
 import pytest
@@ -119,25 +119,33 @@ async def test_lookup_counts_each_location_from_token_zero(lab, tokens):
     assert loaded.num_tokens == 20
 
 
-@pytest.mark.parametrize("call", ["lookup_name", "contents", "pin", "unpin", "clear", "compress", "move", "read"])
+WRONG = "LocalCpuBackend"
+WITH_LOCATION = {
+    "contents": lambda store, tokens: store.contents(WRONG),
+    "pin": lambda store, tokens: store.pin(WRONG, tokens),
+    "unpin": lambda store, tokens: store.unpin(WRONG, None),
+    "clear": lambda store, tokens: store.clear(WRONG),
+    "compress": lambda store, tokens: store.start_compress("e", "zstd", WRONG, tokens),
+    "decompress": lambda store, tokens: store.start_decompress("e", "zstd", WRONG, tokens),
+    "move": lambda store, tokens: store.start_move("e", WRONG, "", CPU, tokens, copy=False),
+    "move to": lambda store, tokens: store.start_move("e", CPU, "", WRONG, tokens, copy=False),
+    "read": lambda store, tokens: store.read(WRONG, None),
+    "receive": lambda store, tokens: store.receive(WRONG, b""),
+}
+
+
+@pytest.mark.parametrize("call", WITH_LOCATION)
 async def test_an_unknown_location_is_named(lab, tokens, call):
     store = lab.store(lab.tier(CPU))
-    with pytest.raises(UnknownNameError, match="unknown location 'LocalCpuBackend'"):
-        match call:
-            case "pin":
-                store.pin("LocalCpuBackend", tokens)
-            case "unpin":
-                store.unpin("LocalCpuBackend", None)
-            case "clear":
-                await store.clear("LocalCpuBackend")
-            case "compress":
-                store.start_compress("e", "zstd", "LocalCpuBackend", tokens)
-            case "move":
-                store.start_move("e", "LocalCpuBackend", "", CPU, tokens, copy=False)
-            case "read":
-                await store.read("LocalCpuBackend", None)
-            case _:
-                store.contents("LocalCpuBackend")
+    await store.save(tokens, lab.kv(20))
+    with pytest.raises(UnknownNameError, match="unknown location 'LocalCpuBackend'") as caught:
+        await _call(WITH_LOCATION[call], store, tokens)
+    assert caught.value.known == [CPU]
+
+
+async def _call(function, *args):
+    result = function(*args)
+    return await result if inspect.isawaitable(result) else result
 
 
 async def test_a_prompt_larger_than_the_tier_keeps_its_front(lab):
@@ -199,12 +207,12 @@ async def test_demotion_and_promotion_move_the_only_copy(lab, tokens):
 
 async def test_write_back_copies_after_the_save(lab, tokens):
     disk = lab.tier(DISK)
-    disk.backend.gate, disk.backend.gated = threading.Event(), {"put"}
+    gate = disk.backend.shut("put")
     store = lab.store(lab.tier(CPU), disk, placement="write_back")
     result = await store.save(tokens, lab.kv(20))
     assert result.by_location == {CPU: 20}
     assert store.lookup(tokens) == {CPU: 20, DISK: 0}
-    disk.backend.gate.set()
+    gate.set()
     await store.drain()
     assert store.lookup(tokens) == {CPU: 20, DISK: 20}
     assert store.stats()["tiers"][DISK]["write_backs"] == 3
@@ -214,17 +222,16 @@ async def test_write_back_copies_after_the_save(lab, tokens):
 async def test_a_load_during_a_demotion_finds_the_chunk(lab, tokens):
     chunk = lab.blob_bytes(None)
     disk = lab.tier(DISK)
-    disk.backend.gate, disk.backend.gated = threading.Event(), {"put"}
+    gate = disk.backend.shut("put")
     store = lab.store(lab.tier(CPU, chunk), disk, placement="demote")
     kv = lab.kv(8)
     await store.save(tokens[:8], kv)
     saving = asyncio.create_task(store.save([1] * 8, lab.kv(8, seed=1)))
-    while not disk.backend.count("put"):
-        await asyncio.sleep(0)
+    await disk.backend.called("put")
     loading = asyncio.create_task(store.load_prefix(tokens[:8]))
     await asyncio.sleep(0.01)
     assert store.lookup(tokens[:8])[CPU] == 8
-    disk.backend.gate.set()
+    gate.set()
     assert same((await loading).kv, kv)
     assert (await saving).num_tokens == 8
     await store.drain()
@@ -246,10 +253,10 @@ async def test_concurrent_loads_read_each_chunk_once(lab, tokens):
     store = lab.store(disk, threads=4)
     kv = lab.kv(20)
     await store.save(tokens, kv)
-    disk.backend.gate, disk.backend.gated = threading.Event(), {"get"}
+    gate = disk.backend.shut("get")
     loads = [asyncio.create_task(store.load_prefix(tokens)) for _ in range(6)]
     await asyncio.sleep(0.05)
-    disk.backend.gate.set()
+    gate.set()
     for loaded in await asyncio.gather(*loads):
         assert same(loaded.kv, kv)
     assert disk.backend.count("get") <= 2 * 3
@@ -258,15 +265,14 @@ async def test_concurrent_loads_read_each_chunk_once(lab, tokens):
 
 async def test_a_cancelled_save_leaves_a_consistent_store(lab, tokens):
     disk = lab.tier(DISK)
-    disk.backend.gate, disk.backend.gated = threading.Event(), {"put"}
+    gate = disk.backend.shut("put")
     store = lab.store(disk)
     saving = asyncio.create_task(store.save(tokens, lab.kv(20)))
-    while not disk.backend.count("put"):
-        await asyncio.sleep(0)
+    await disk.backend.called("put")
     saving.cancel()
     with pytest.raises(asyncio.CancelledError):
         await saving
-    disk.backend.gate.set()
+    gate.set()
     await store.drain()
     assert store.lookup(tokens) == {DISK: 8}
     lab.check(store)
@@ -276,14 +282,13 @@ async def test_a_cancelled_load_releases_what_it_held(lab, tokens):
     disk = lab.tier(DISK)
     store = lab.store(disk)
     await store.save(tokens, lab.kv(20))
-    disk.backend.gate, disk.backend.gated = threading.Event(), {"get"}
+    gate = disk.backend.shut("get")
     loading = asyncio.create_task(store.load_prefix(tokens))
-    while not disk.backend.count("get"):
-        await asyncio.sleep(0)
+    await disk.backend.called("get")
     loading.cancel()
     with pytest.raises(asyncio.CancelledError):
         await loading
-    disk.backend.gate.set()
+    gate.set()
     assert await store.clear(DISK) == 20
     lab.check(store)
 
@@ -294,14 +299,13 @@ async def test_clear_waits_for_reads_and_keeps_pins(lab, tokens):
     kv = lab.kv(20)
     await store.save(tokens, kv)
     assert store.pin(DISK, tokens[:8], owner="me") == 8
-    disk.backend.gate, disk.backend.gated = threading.Event(), {"get"}
+    gate = disk.backend.shut("get")
     loading = asyncio.create_task(store.load_prefix(tokens))
-    while not disk.backend.count("get"):
-        await asyncio.sleep(0)
+    await disk.backend.called("get")
     clearing = asyncio.create_task(store.clear(DISK))
     await asyncio.sleep(0.01)
     assert disk.backend.count("delete") == 0
-    disk.backend.gate.set()
+    gate.set()
     assert same((await loading).kv, kv)
     assert await clearing == 12
     assert store.lookup(tokens) == {DISK: 8}
