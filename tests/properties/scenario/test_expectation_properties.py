@@ -37,7 +37,9 @@ def test_parsing_never_raises_anything_but_config_errors(path: str, wanted: Any)
 
 values = st.recursive(
     st.none() | st.booleans() | numbers | st.text(max_size=3),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["a", "b", "0", "1"]), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["a", "b", "0", "1"]), inner, max_size=3)
+    ),
     max_leaves=8,
 )
 

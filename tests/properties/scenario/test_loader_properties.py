@@ -36,7 +36,20 @@ scalars = (
     | st.sampled_from(["memory", "synthetic", "a", "64MiB", "1Gbps", "5ms", "completions", "serve", "> 1", "lru"])
 )
 keys = st.sampled_from(
-    ["name", "kind", "instances", "id", "tiers", "options", "workloads", "engine", "expect", "links", "between", "count"]
+    [
+        "name",
+        "kind",
+        "instances",
+        "id",
+        "tiers",
+        "options",
+        "workloads",
+        "engine",
+        "expect",
+        "links",
+        "between",
+        "count",
+    ]
 ) | st.text(max_size=6)
 values = st.recursive(
     scalars,
@@ -102,7 +115,9 @@ def test_a_damaged_scenario(data: Any) -> None:
         assert dump_scenario(again) == dump_scenario(scenario)
 
 
-@given(st.lists(st.text(max_size=30) | st.builds("{}={}".format, st.text(max_size=20), st.text(max_size=8)), max_size=3))
+@given(
+    st.lists(st.text(max_size=30) | st.builds("{}={}".format, st.text(max_size=20), st.text(max_size=8)), max_size=3)
+)
 def test_any_override(overrides: list[str]) -> None:
     attempt(lambda: scenario_from_data(copy.deepcopy(SHIPPED), overrides))
 

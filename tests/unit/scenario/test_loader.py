@@ -31,7 +31,11 @@ def test_defaults(data: dict[str, Any]) -> None:
             "instances.0.tiers.0.capasity",
             "instances.0.tiers.0.capacity",
         ),
-        (lambda data: data.update(instance_defaults={"tires": []}), "instance_defaults.tires", "instance_defaults.tiers"),
+        (
+            lambda data: data.update(instance_defaults={"tires": []}),
+            "instance_defaults.tires",
+            "instance_defaults.tiers",
+        ),
     ],
 )
 def test_an_unknown_key_is_refused_with_its_path_and_the_nearest_one(

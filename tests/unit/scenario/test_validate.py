@@ -59,9 +59,7 @@ def test_shipped_scenarios_of_the_core_are_valid(name: str) -> None:
         ("workloads.serve.compare_to=nobody", "workloads.serve", None),
     ],
 )
-def test_what_does_not_fit_is_refused_by_path(
-    data: dict[str, Any], override: str, path: str, hint: str | None
-) -> None:
+def test_what_does_not_fit_is_refused_by_path(data: dict[str, Any], override: str, path: str, hint: str | None) -> None:
     scenario = scenario_from_data(data, [override])
     with pytest.raises(ConfigError) as caught:
         validate(scenario, BUILT_IN)

@@ -14,7 +14,9 @@ def write(tmp_path: Path) -> Callable[..., Path]:
 
     def write(*rows: Any) -> Path:
         path = tmp_path / "made_up.jsonl"
-        path.write_bytes(b"\n".join(row if isinstance(row, bytes) else msgspec.json.encode(row) for row in rows) + b"\n")
+        path.write_bytes(
+            b"\n".join(row if isinstance(row, bytes) else msgspec.json.encode(row) for row in rows) + b"\n"
+        )
         return path
 
     return write

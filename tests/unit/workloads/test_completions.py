@@ -37,7 +37,12 @@ async def test_texts_that_differ_are_counted_and_named(fleet: Any) -> None:
 
 async def test_round_robin_and_a_prompts_own_instance(fleet: Any) -> None:
     await fleet.run("serve", "completions", prompts=["p0", {"text": "p1", "instance": "a"}, "p2", "p3"])
-    assert [(event["instance"], event["position"]) for event in fleet.events] == [("a", 0), ("a", 1), ("a", 2), ("b", 3)]
+    assert [(event["instance"], event["position"]) for event in fleet.events] == [
+        ("a", 0),
+        ("a", 1),
+        ("a", 2),
+        ("b", 3),
+    ]
 
 
 async def test_the_same_prompts_go_to_the_same_instances_again(fleet: Any) -> None:

@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import json
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+
+from lmcache_kit.contracts.records import ReporterPlugin
+from lmcache_kit.plugins import PluginRegistry
+
+BUILT_IN = PluginRegistry(allow=[])
+
+
+def render(name: str, report: dict[str, Any]) -> str:
+    record = BUILT_IN.get(ReporterPlugin, name)
+    return record.factory(BUILT_IN.options(record)).render(report)
+
+
+@pytest.mark.parametrize("name", ["table", "json", "html"])
+def test_rendering_is_a_pure_function(name: str, report: dict[str, Any]) -> None:
+    before = json.dumps(report)
+    assert render(name, report) == render(name, report)
+    assert json.dumps(report) == before
+
+
+def test_json_is_the_report(report: dict[str, Any]) -> None:
+    assert json.loads(render("json", report)) == report
+
+
+def test_the_table_shows_numbers_in_units_that_read_well(report: dict[str, Any]) -> None:
+    text = render("table", report)
+    for shown in (
+        "12,345",
+        "3 MiB",
+        "1 MiB",
+        "15 ms",
+        "1.5 s",
+        "500 ms",
+        "same text 3 of 4",
+        "MISSED",
+        "missed in 12.2",
+    ):
+        assert shown in text, shown
+    assert "[x]" in text, "square brackets are no markup"
+    assert max(map(len, text.splitlines())) <= 140
+
+
+def test_a_column_without_values_is_left_out(report: dict[str, Any]) -> None:
+    assert "TTFT cold" in render("table", report)
+    assert "TTFT cached" not in render("table", report)
+
+
+def test_a_failed_run_without_results(report: dict[str, Any]) -> None:
+    report |= {"results": [], "expectations": [], "status": "failed", "error": "instance a was ended [SIGKILL]"}
+    for name in ("table", "html"):
+        assert "instance a was ended [SIGKILL]" in render(name, report)
+
+
+class Page(HTMLParser):
+    """Collects what could load something or run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.loads: list[str] = []
+        self.open: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        if tag not in ("meta", "rect", "br"):
+            self.open.append(tag)
+        self.loads += [value or "" for name, value in attrs if name in ("src", "href", "onload", "style", "onclick")]
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in ("rect",):
+            assert self.open.pop() == tag
+        elif self.open and self.open[-1] == tag:
+            self.open.pop()
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_page_is_self_contained_and_well_formed(report: dict[str, Any]) -> None:
+    html = render("html", report)
+    page = Page()
+    page.feed(html)
+    assert page.open == []
+    assert page.loads == []
+    assert not {"script", "link", "img", "iframe", "b"} & set(page.tags)
+    assert "url(" not in html
+    assert "<script>alert(1)</script>" in page.text, "shown as text"
+    assert page.tags.count("svg") == 2
+
+
+def test_bars_grow_with_their_values() -> None:
+    import re
+
+    from lmcache_kit.builtin.reporters.chart import bars
+
+    svg = bars("t", [("x", [("before", 10.0), ("after", 5.0)]), ("y", [("before", 0.0)])], str)
+    widths = [float(width) for width in re.findall(r'width="([\d.]+)" height="14"', svg)]
+    assert widths == [460.0, 230.0, 1.0]
