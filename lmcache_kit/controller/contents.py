@@ -52,17 +52,15 @@ class Contents:
             if not counted:
                 pass
             elif last is None:
-                # A fresh worker starts at 0 (ours and LMCache's) or 1; anything else began before we listened, which
-                # a sync that started since has made good.
-                if seq > 1 and session is None:
+                # A fresh worker starts at 0 (ours and LMCache's); anything else began before we listened, which a sync
+                # that started since has made good.
+                if seq > 0 and session is None:
                     self._gap(worker, location, "operations_missed")
                 last = seq
             elif seq == last + 1:
                 last = seq
-            elif seq == 0:
-                if last != 0:
-                    self._gap(worker, location, "sequence_restarted")
-                last = 0
+            elif seq == last == 0:
+                pass  # it does not count at all
             elif seq > last:
                 self._gap(worker, location, "sequence_gap")
                 last = seq
@@ -126,7 +124,7 @@ class Contents:
         if not 0 <= batch_count <= MAX_BATCHES:
             raise InvalidRequestError(f"batch_count must be between 0 and {MAX_BATCHES}, got {batch_count}")
         self._slot(worker, location)
-        worker.sync_reason = None
+        worker.sync_reason = worker.sync_asked_at = None
         known = worker.syncs.get(location)
         if known is not None and known.sync_id == sync_id and not known.complete:
             known.active_at = self._clock.now()
@@ -136,6 +134,8 @@ class Contents:
                 raise InvalidRequestError(f"sync_id {sync_id!r} is already used for {other.location}")
         if known is not None and not known.complete:
             self.index.retire(known.bit)
+        # The sync makes good whatever was lost, so counting begins anew with the next operation.
+        worker.seqs.pop(location, None)
         now = self._clock.now()
         worker.syncs[location] = SyncSession(
             sync_id=sync_id,

@@ -45,6 +45,7 @@ log = logging.getLogger(__name__)
 
 _NOBODY = BatchedP2PLookupRetMsg(layout_info=[("", "", 0, "")])
 _MOST_STRANGERS = 1000
+_SLOWEST_BEAT = 300.0
 
 
 class Inbound:
@@ -159,7 +160,8 @@ class Inbound:
                 self._worker_timeout is not None
                 and worker.alive
                 and worker.heartbeat_at is not None
-                and now - worker.seen_at > self._worker_timeout
+                # Someone who beats slowly by configuration is not dead for being slow.
+                and now - worker.seen_at > max(self._worker_timeout, 2.5 * worker.beat_seconds)
             ):
                 log.warning("worker %s missed its heartbeats; what it held is dropped", worker.name)
                 worker.alive = False
@@ -215,6 +217,8 @@ class Inbound:
         if worker is None or self._changed(worker, message):
             worker = self._register(message, "worker_re_registered")
         now = self._clock.now()
+        if worker.heartbeat_at is not None:
+            worker.beat_seconds = min(now - worker.seen_at, _SLOWEST_BEAT)
         worker.alive = True
         worker.seen_at = now
         worker.heartbeat_at = self._clock.unix()

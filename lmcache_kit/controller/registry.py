@@ -33,6 +33,7 @@ class Worker:
         registered_at: calendar time of the last registration, seconds since 1970.
         heartbeat_at: calendar time of the last heartbeat, or None when none ever came.
         seen_at: reading of the clock at the last registration or heartbeat.
+        beat_seconds: time between its last two heartbeats, 0 before the second.
         slots: location -> bit of the index.
         seqs: location -> last sequence number.
         syncs: location -> its running or last full sync.
@@ -54,6 +55,7 @@ class Worker:
     registered_at: float
     seen_at: float
     heartbeat_at: float | None = None
+    beat_seconds: float = 0.0
     alive: bool = True
     slots: dict[str, int] = field(default_factory=dict)
     seqs: dict[str, int] = field(default_factory=dict)
