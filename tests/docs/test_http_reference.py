@@ -7,7 +7,7 @@ from pathlib import Path
 
 import httpx
 
-from lmcache_kit.controller.config import ControllerConfig
+from lmcache_kit.controller.config import ControllerConfig, MonitorPorts
 from lmcache_kit.controller.server import ControllerServer
 from lmcache_kit.instance.openapi import openapi
 
@@ -26,7 +26,7 @@ def described(document: dict) -> set[str]:
 
 
 async def test_the_controllers_paths() -> None:
-    config = ControllerConfig(port=0, pull_port=0)
+    config = ControllerConfig(port=0, monitor=MonitorPorts.following(0))
     async with ControllerServer(config) as server, httpx.AsyncClient(trust_env=False) as client:
         document = (await client.get(f"http://127.0.0.1:{server.http_port}/openapi.json")).json()
     assert documented("Controller") == described(document)
