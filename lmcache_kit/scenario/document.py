@@ -74,9 +74,20 @@ def parse_value(text: str) -> Any:
     return parse(text, source=f"value {text!r}")
 
 
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that escapes unprintable texts: PyYAML's other quotes fold U+0085 and lose it."""
+
+
+def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=None if value.isprintable() else '"')
+
+
+_Dumper.add_representer(str, _text)
+
+
 def dump(data: Any) -> str:
-    """YAML text of plain data, keys in their order."""
-    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=110)
+    """YAML text of plain data, keys in their order; :func:`parse` gives the data back."""
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
 
 
 class _Plain:

@@ -69,14 +69,12 @@ def scenario_from_data(data: Any, overrides: Iterable[str] = (), *, source: str 
 
 def scenario_to_data(scenario: Scenario) -> dict[str, Any]:
     """Plain data that loads to the same scenario."""
-    data: dict[str, Any] = _without_none(msgspec.to_builtins(scenario))
+    data: dict[str, Any] = _fields(scenario)
     del data["instance_defaults"]
     data["instances"] = [{"id": instance.pop("id"), **instance} for instance in data["instances"]]
     data["workloads"] = [
-        {"name": workload.name, "kind": workload.kind, **msgspec.to_builtins(workload.options)}
-        for workload in scenario.workloads
+        {"name": workload.name, "kind": workload.kind, **workload.options} for workload in scenario.workloads
     ]
-    data["expect"] = dict(scenario.expect)
     return data
 
 
@@ -105,7 +103,7 @@ def _spell_out_keys(data: dict[str, Any], keys: Iterable[str]) -> None:
 
 def _merge_defaults(data: dict[str, Any]) -> None:
     """Write out what each instance has, the model's own defaults included, so that any of it can be overridden."""
-    defaults = _merged(_without_none(msgspec.to_builtins(InstanceDefaults())), data.pop("instance_defaults", None) or {})
+    defaults = _merged(_fields(InstanceDefaults()), data.pop("instance_defaults", None) or {})
     instances = data.get("instances")
     if isinstance(instances, list):
         data["instances"] = [
@@ -177,9 +175,11 @@ def _check_names(scenario: Scenario) -> None:
                 raise ConfigError(f"{what} {name!r} is used {names.count(name)} times", hint="give each its own")
 
 
-def _without_none(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_none(below) for key, below in value.items() if below is not None}
-    if isinstance(value, list):
-        return [_without_none(below) for below in value]
+def _fields(value: Any) -> Any:
+    """A model object as plain data without the fields that are None; mappings that users fill stay as they are."""
+    if isinstance(value, msgspec.Struct):
+        fields = msgspec.structs.asdict(value)
+        return {key: _fields(below) for key, below in fields.items() if below is not None}
+    if isinstance(value, list | tuple):
+        return [_fields(below) for below in value]
     return value

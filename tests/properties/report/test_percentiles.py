@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmcache_kit.report import percentile, summarize
@@ -10,11 +10,13 @@ from lmcache_kit.report import percentile, summarize
 values = st.lists(st.floats(-1e9, 1e9), min_size=1, max_size=60)
 
 
+@settings(deadline=None)
 @given(values, st.floats(0, 100))
 def test_percentiles_are_numpys(data: list[float], percent: float) -> None:
     assert percentile(data, percent) == pytest.approx(float(np.percentile(data, percent)), rel=1e-9, abs=1e-9)
 
 
+@settings(deadline=None)
 @given(values)
 def test_a_summary_is_numpys(data: list[float]) -> None:
     summary = summarize(data)

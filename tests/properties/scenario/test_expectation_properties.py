@@ -4,7 +4,7 @@ import contextlib
 import operator
 from typing import Any
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmcache_kit.errors import ConfigError
@@ -21,6 +21,7 @@ ORACLE = {
 numbers = st.integers(-(10**12), 10**12) | st.floats(allow_nan=False, allow_infinity=False, width=32)
 
 
+@settings(deadline=None)
 @given(numbers, st.sampled_from(sorted(ORACLE)), numbers, st.text(" ", max_size=2))
 def test_numbers_compare_as_in_python(got: Any, op: str, wanted: Any, space: str) -> None:
     expectations = parse_expectations({"r.value": f"{space}{op}{space}{wanted!r}{space}"}, ["r"])
@@ -28,6 +29,7 @@ def test_numbers_compare_as_in_python(got: Any, op: str, wanted: Any, space: str
     assert outcome.met is ORACLE[op](got, wanted)
 
 
+@settings(deadline=None)
 @given(st.text(max_size=30), st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=30))
 def test_parsing_never_raises_anything_but_config_errors(path: str, wanted: Any) -> None:
     with contextlib.suppress(ConfigError):
@@ -44,6 +46,7 @@ values = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(["a", "b", "0", "1", "-1"]), min_size=1, max_size=4), values)
 def test_a_path_finds_the_value_or_misses(keys: list[str], value: Any) -> None:
     here, there = {"a": value, "b": value}, True

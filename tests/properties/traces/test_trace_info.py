@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmcache_kit.builtin.traces.mooncake import MooncakeReader
@@ -11,6 +11,7 @@ FORM = MooncakeReader.format
 prompts = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=5), min_size=1, max_size=12)
 
 
+@settings(deadline=None)
 @given(prompts, st.lists(st.booleans(), min_size=12, max_size=12))
 def test_hit_rates_are_those_of_a_prefix_tree(chains: list[list[int]], partial: list[bool]) -> None:
     """Oracle: a set of all prefixes seen; ids are made unique by prefix, as chained ids are."""
