@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from lmcache_kit.clock import Clock
 from lmcache_kit.contracts.placement import PlacementPolicy, Promotion
 from lmcache_kit.errors import CapacityError, UnknownNameError
-from lmcache_kit.instance.events import CacheChange, CacheEvent, ChangeSink, EventSink
+from lmcache_kit.instance.announcer import Announcer
+from lmcache_kit.instance.events import ChangeSink, EventSink
 from lmcache_kit.instance.tickets import Removal, WriteTicket
 from lmcache_kit.instance.tiers import Entry, EntryState, TierState
 from lmcache_kit.kv.keys import ChunkKey
@@ -44,9 +45,7 @@ class CacheCore:
     ) -> None:
         self.tiers = list(tiers)
         self._placement = placement
-        self._clock = clock
-        self._on_change = on_change
-        self._on_event = on_event
+        self._announce = Announcer(clock, on_change, on_event)
         self._index = {tier.location: tier.index for tier in self.tiers}
 
     # --- questions ---------------------------------------------------------------------------------------------------
@@ -106,7 +105,7 @@ class CacheCore:
         entry = state.ready(name)
         if entry is not None and not entry.foreign:
             state.policy.touch(name)
-        self._emit("hit", state.location, key, nbytes, "")
+        self._announce.event("hit", state.location, key, nbytes, "")
         promotion = self._placement.on_hit([tier.view() for tier in self.tiers], tier, nbytes)
         if promotion is None or not self._free_for(promotion.target, name, nbytes):
             return None
@@ -114,7 +113,7 @@ class CacheCore:
 
     def miss(self, key: ChunkKey) -> None:
         """No tier could serve the chunk."""
-        self._emit("miss", "", key, 0, "")
+        self._announce.event("miss", "", key, 0, "")
 
     # --- writes ------------------------------------------------------------------------------------------------------
 
@@ -203,10 +202,11 @@ class CacheCore:
             entry.nbytes, entry.codec, entry.rewriting, entry.foreign = ticket.nbytes, ticket.codec, False, False
             if entry.state is EntryState.READY:
                 state.policy.admit(entry.name, entry.nbytes)
-            self._emit("rewrite", state.location, entry.key, entry.nbytes, ticket.codec)
+            self._announce.event("rewrite", state.location, entry.key, entry.nbytes, ticket.codec)
             return
         entry.state = EntryState.READY
-        self._admit(state, entry, ticket.cause)
+        state.policy.admit(entry.name, entry.nbytes)
+        self._announce.admit(state, entry, ticket.cause)
 
     def abort(self, ticket: WriteTicket) -> None:
         """The write did not happen: the backend has what it had before. Removals not carried out are undone."""
@@ -228,10 +228,9 @@ class CacheCore:
     # --- removals ----------------------------------------------------------------------------------------------------
 
     def _evict(self, state: TierState, entry: Entry, protect: frozenset[str]) -> Removal:
-        entry.state = EntryState.LEAVING
-        state.leaving += entry.nbytes
-        state.policy.remove(entry.name, evicted=True)
-        removal = Removal(state.index, entry, "capacity")
+        removal = self._leave(state, entry, "capacity", evicted=True)
+        if removal.doubtful:
+            return removal
         others = self.in_tiers(entry.name, EntryState.READY, EntryState.WRITING)
         target = self._placement.on_evict([tier.view() for tier in self.tiers], state.index, others, entry.nbytes)
         if target is not None and target > state.index and self._free_for(target, entry.name, entry.nbytes):
@@ -250,31 +249,33 @@ class CacheCore:
             self.retire(removal)
         return removal
 
+    def _leave(self, state: TierState, entry: Entry, cause: str, *, evicted: bool) -> Removal:
+        removal = Removal(state.index, entry, cause, entry.listed, entry.state is EntryState.DOUBTFUL)
+        entry.state = EntryState.LEAVING
+        if not entry.foreign:
+            state.policy.remove(entry.name, evicted=evicted)
+            if entry.readers == 0:
+                state.leaving += entry.nbytes
+        return removal
+
     def begin_remove(self, tier: int, name: str, *, cause: str, force: bool = False) -> Removal | None:
-        """Decide to remove a readable object. None when there is none, or it is pinned and ``force`` is not set.
+        """Decide to remove an object. None when there is none, or it is pinned and ``force`` is not set.
 
         Its bytes may be deleted once ``entry.readers`` is 0.
         """
         state = self.tiers[tier]
-        entry = state.ready(name)
-        if entry is None or (not force and state.pins.pinned(name)):
+        entry = state.entries.get(name)
+        if entry is None or entry.state not in (EntryState.READY, EntryState.DOUBTFUL):
             return None
-        entry.state = EntryState.LEAVING
-        if not entry.foreign:
-            state.policy.remove(name, evicted=False)
-            if entry.readers == 0:
-                state.leaving += entry.nbytes
-        removal = Removal(tier, entry, cause)
+        if not force and state.pins.pinned(name):
+            return None
+        removal = self._leave(state, entry, cause, evicted=False)
         self.retire(removal)
         return removal
 
     def retire(self, removal: Removal) -> None:
         """Announce that the object goes, before its bytes do. Idempotent."""
-        if removal.entry.listed:
-            removal.entry.listed = False
-            location = self.tiers[removal.tier].location
-            self._emit("evict", location, removal.entry.key, removal.entry.nbytes, removal.cause)
-            self._on_change(CacheChange("evict", location, removal.entry.key))
+        self._announce.evict(self.tiers[removal.tier], removal.entry, removal.cause)
 
     def forget(self, removal: Removal) -> None:
         """The bytes are deleted."""
@@ -290,13 +291,53 @@ class CacheCore:
     def revive(self, removal: Removal) -> None:
         """The bytes could not be deleted, or need not be: the object is there as before."""
         state, entry = self.tiers[removal.tier], removal.entry
-        if not entry.foreign and entry.readers == 0:
-            state.leaving -= entry.nbytes
+        self._stay(state, entry)
+        if removal.doubtful:
+            entry.state = EntryState.DOUBTFUL
+        elif removal.listed:
+            self._announce.admit(state, entry, "revive")
+
+    def _stay(self, state: TierState, entry: Entry) -> None:
         entry.state = EntryState.READY
-        if entry.listed:
+        if not entry.foreign:
             state.policy.admit(entry.name, entry.nbytes)
+            if entry.readers == 0:
+                state.leaving -= entry.nbytes
+
+    # --- doubt -------------------------------------------------------------------------------------------------------
+
+    def doubt_removal(self, removal: Removal) -> None:
+        """A deletion failed and the backend would not say what is there. The object was announced as gone."""
+        self.retire(removal)
+        self._stay(self.tiers[removal.tier], removal.entry)
+        removal.entry.state = EntryState.DOUBTFUL
+
+    def doubt_write(self, ticket: WriteTicket) -> None:
+        """A write failed and the backend would not say what is there.
+
+        What a rewrite replaced can still be read, as one encoding or the other: its size counts as the larger one and
+        its codec as not known, until :meth:`learn` is told.
+        """
+        assert ticket.started
+        state, entry = self.tiers[ticket.tier], ticket.entry
+        if ticket.rewrite:
+            entry.nbytes = ticket.growth + (0 if entry.foreign else entry.nbytes)
+            entry.codec, entry.rewriting, entry.foreign = "", False, False
         else:
-            self._admit(state, entry, "revive")
+            entry.state = EntryState.DOUBTFUL
+        if entry.state is not EntryState.LEAVING:
+            state.policy.admit(entry.name, entry.nbytes)
+
+    def learn(self, tier: int, entry: Entry, *, nbytes: int, codec: str) -> None:
+        """An object whose codec was not known was read."""
+        state = self.tiers[tier]
+        if entry.codec or entry.rewriting or entry.state is not EntryState.READY:
+            return
+        entry.codec = codec
+        if not entry.foreign and nbytes < entry.nbytes:
+            state.held -= entry.nbytes - nbytes
+            entry.nbytes = nbytes
+            state.policy.admit(entry.name, nbytes)
 
     # --- objects found -----------------------------------------------------------------------------------------------
 
@@ -311,30 +352,23 @@ class CacheCore:
         """Removals that bring a recovered tier within its capacity."""
         state = self.tiers[tier]
         victims = state.choose_victims(frozenset())
-        removals = []
-        for entry in victims:
-            entry.state = EntryState.LEAVING
-            state.leaving += entry.nbytes
-            state.policy.remove(entry.name, evicted=True)
-            removals.append(Removal(tier, entry, "capacity"))
-        return removals
+        return [self._leave(state, entry, "capacity", evicted=True) for entry in victims]
 
     def announce_restored(self, tier: int) -> None:
         """Announce every recovered object that stays."""
         state = self.tiers[tier]
         for entry in state.entries.values():
-            if entry.state is EntryState.READY and not entry.listed:
-                entry.listed = True
-                self._announce_admit(state, entry, "recover")
+            if entry.state is EntryState.READY:
+                self._announce.admit(state, entry, "recover")
 
     def adopt(self, tier: int, key: ChunkKey, *, nbytes: int, num_tokens: int, codec: str) -> None:
         """Another instance's object was found in a shared tier: it can be served, its bytes are not ours."""
         state, name = self.tiers[tier], key.name()
         if name in state.entries:
             return
-        entry = Entry(key, name, nbytes, num_tokens, codec, EntryState.READY, listed=True, foreign=True)
+        entry = Entry(key, name, nbytes, num_tokens, codec, EntryState.READY, foreign=True)
         state.entries[name] = entry
-        self._announce_admit(state, entry, "adopt")
+        self._announce.admit(state, entry, "adopt")
 
     # --- pins --------------------------------------------------------------------------------------------------------
 
@@ -345,7 +379,7 @@ class CacheCore:
         if entry is None:
             return False
         state.pins.pin(name, owner, ttl)
-        self._emit("pin", state.location, entry.key, entry.nbytes, owner)
+        self._announce.event("pin", state.location, entry.key, entry.nbytes, owner)
         return True
 
     def unpin(self, tier: int, name: str, owner: str) -> bool:
@@ -354,21 +388,5 @@ class CacheCore:
         entry = state.entries.get(name)
         if entry is None or not state.pins.unpin(name, owner):
             return False
-        self._emit("unpin", state.location, entry.key, entry.nbytes, owner)
+        self._announce.event("unpin", state.location, entry.key, entry.nbytes, owner)
         return True
-
-    # --- what the outside is told ------------------------------------------------------------------------------------
-
-    def _admit(self, state: TierState, entry: Entry, cause: str) -> None:
-        entry.listed = True
-        if not entry.foreign:
-            state.policy.admit(entry.name, entry.nbytes)
-        self._announce_admit(state, entry, cause)
-
-    def _announce_admit(self, state: TierState, entry: Entry, cause: str) -> None:
-        self._emit("admit", state.location, entry.key, entry.nbytes, cause)
-        self._on_change(CacheChange("admit", state.location, entry.key))
-
-    def _emit(self, op: str, location: str, key: ChunkKey, nbytes: int, cause: str) -> None:
-        if self._on_event is not None:
-            self._on_event(CacheEvent(self._clock.now(), op, location, key, nbytes, cause))

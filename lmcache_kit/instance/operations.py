@@ -138,7 +138,7 @@ class Operations:
             blob = await self._read(tier, entry)
             new = await self._work.call(self._recoded, blob, entry, method)
             if new is None:
-                entry.codec = method
+                self._core.learn(tier, entry, nbytes=memoryview(blob).nbytes, codec=method)
                 job.add(tokens=entry.num_tokens, before=entry.nbytes, after=entry.nbytes)
                 return True
             if not await self._writer.rewrite(tier, entry, new.blob, method):

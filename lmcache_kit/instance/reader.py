@@ -170,8 +170,8 @@ class Reader:
             location = self._io.tiers[tier].location
             if tier in place.probed:
                 self._core.adopt(tier, chunk.key, nbytes=nbytes, num_tokens=chunk.num_tokens, codec=header.codec)
-            elif (entry := self._core.tiers[tier].ready(chunk.name)) is not None and not entry.codec:
-                entry.codec = header.codec
+            elif (entry := self._core.tiers[tier].ready(chunk.name)) is not None:
+                self._core.learn(tier, entry, nbytes=nbytes, codec=header.codec)
             return ServedChunk(chunk, tier, blob, ChunkHit(location, stop - chunk.start, nbytes, header.codec))
         return None
 

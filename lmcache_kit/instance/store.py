@@ -260,7 +260,7 @@ class KVStore:
         What other instances wrote into a shared location is forgotten here and stays there.
         """
         tier = self._core.tier(location)
-        names = [entry.name for entry in tier.listed()]
+        names = list(tier.entries)
         return sum([await self._writer.remove(tier.index, name, cause="clear") for name in names])
 
     def start_compress(self, event_id: str, method: str, location: str, tokens: Sequence[int] | None) -> JobInfo:

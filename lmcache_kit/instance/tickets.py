@@ -11,11 +11,16 @@ __all__ = ["Removal", "WriteTicket"]
 
 @dataclass(slots=True, eq=False)
 class Removal:
-    """An object on its way out of tier ``tier``; ``demotion`` is the write that must end before it goes."""
+    """An object on its way out of tier ``tier``; ``demotion`` is the write that must end before it goes.
+
+    ``listed`` and ``doubtful`` are what the object was when this was decided.
+    """
 
     tier: int
     entry: Entry
     cause: str
+    listed: bool
+    doubtful: bool = False
     demotion: WriteTicket | None = None
 
 

@@ -47,12 +47,17 @@ class Tier:
 
 
 class EntryState(enum.Enum):
-    """``WRITING``: space is claimed, bytes are not there yet. ``READY``: readable. ``LEAVING``: chosen to go."""
+    """``WRITING``: space is claimed, bytes are not there yet. ``READY``: readable. ``LEAVING``: chosen to go.
+
+    ``DOUBTFUL``: a write or a deletion failed and the backend would not say what is there. Such an object keeps its
+    room and is not served; it is deleted when room is needed, when it is cleared, or before it is written again.
+    """
 
     ABSENT = "absent"
     WRITING = "writing"
     READY = "ready"
     LEAVING = "leaving"
+    DOUBTFUL = "doubtful"
 
 
 @dataclass(slots=True)
@@ -133,7 +138,7 @@ class TierState:
 
     def evictable(self, entry: Entry) -> bool:
         return (
-            entry.state is EntryState.READY
+            entry.state in (EntryState.READY, EntryState.DOUBTFUL)
             and entry.readers == 0
             and not entry.foreign
             and not self.pins.pinned(entry.name)

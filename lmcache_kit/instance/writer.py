@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 
 from lmcache_kit.contracts.storage import Buffer
-from lmcache_kit.errors import CapacityError, LMCacheKitError, UnavailableError
+from lmcache_kit.errors import BlobError, CapacityError, UnavailableError
 from lmcache_kit.instance.cache import CacheCore
 from lmcache_kit.instance.execution import Signal, TierIO, Work
 from lmcache_kit.instance.tickets import Removal, WriteTicket
 from lmcache_kit.instance.tiers import Entry, EntryState
+from lmcache_kit.kv.blob import peek_header
 from lmcache_kit.kv.keys import ChunkKey
 
 __all__ = ["Writer"]
@@ -28,10 +28,16 @@ class Writer:
         self._signal = signal
 
     async def settled(self, tier: int, name: str) -> Entry | None:
-        """The tier's readable object, or None, once no write or removal of it is in progress."""
+        """The tier's readable object, or None, once no write or removal of it is in progress.
+
+        Raises UnavailableError when it is not known what is there and it cannot be deleted.
+        """
         state = self._core.tiers[tier]
-        while state.state(name) in (EntryState.WRITING, EntryState.LEAVING):
-            await self._signal.wait()
+        while (now := state.state(name)) not in (EntryState.READY, EntryState.ABSENT):
+            if now is EntryState.DOUBTFUL:
+                await self.remove(tier, name, cause="doubtful", force=True)
+            else:
+                await self._signal.wait()
         return state.ready(name)
 
     async def put(
@@ -85,39 +91,51 @@ class Writer:
         removed = await self._work.finish(self._carry_out(removal))
         if not removed:
             raise UnavailableError(f"{self._io.tiers[tier].location} could not delete {name}")
-        return 0 if removal.entry.foreign else removal.entry.num_tokens
+        return removal.entry.num_tokens if removal.listed and not removal.entry.foreign else 0
 
     async def carry_out(self, removal: Removal) -> bool:
         """Carry out a removal that the core decided; False when the object could not be deleted."""
         return await self._work.finish(self._carry_out(removal))
 
     async def _write(self, ticket: WriteTicket, blob: Buffer) -> None:
-        counters = self._io.counters[ticket.tier]
         try:
             await self._make_room(ticket)
-            try:
-                await self._io.put(ticket.tier, ticket.entry.name, blob)
-            except UnavailableError:
-                if not await self._landed(ticket):
-                    raise
-        except BaseException as error:
-            counters.failed_writes += isinstance(error, LMCacheKitError)
+        except BaseException:
             self._core.abort(ticket)
             self._signal.notify()
+            raise
+        try:
+            await self._io.put(ticket.tier, ticket.entry.name, blob)
+        except UnavailableError:
+            self._io.counters[ticket.tier].failed_writes += 1
+            await self._after_failure(ticket)
             raise
         self._core.commit(ticket)
         self._signal.notify()
 
-    async def _landed(self, ticket: WriteTicket) -> bool:
-        """After a put that failed: whether a replacement took place all the same. What it left of a new object is
-        deleted, so that no bytes stay that nobody accounts for."""
-        with contextlib.suppress(UnavailableError):
+    async def _after_failure(self, ticket: WriteTicket) -> None:
+        """Find out what a put that failed left behind: with an answer that was lost, it may have taken place.
+
+        A new object is deleted. What a rewrite replaced is there as one encoding or the other.
+        """
+        name = ticket.entry.name
+        try:
             if ticket.rewrite:
-                return ticket.nbytes != ticket.entry.nbytes and ticket.nbytes == await self._io.size(
-                    ticket.tier, ticket.entry.name
-                )
-            await self._io.delete(ticket.tier, ticket.entry.name)
-        return False
+                blob = await self._io.get(ticket.tier, name)
+                landed = blob is not None and peek_header(blob).codec == ticket.codec
+            else:
+                await self._io.delete(ticket.tier, name)
+                landed = False
+        except BlobError:
+            self._core.abort(ticket)
+        except UnavailableError:
+            self._core.doubt_write(ticket)
+        else:
+            if landed:
+                self._core.commit(ticket)
+            else:
+                self._core.abort(ticket)
+        self._signal.notify()
 
     async def _make_room(self, ticket: WriteTicket) -> None:
         while True:
@@ -130,22 +148,32 @@ class Writer:
                 await self._signal.wait()
 
     async def _carry_out(self, removal: Removal) -> bool:
-        counters, name = self._io.counters[removal.tier], removal.entry.name
         if removal.demotion is not None:
             await self._demote(removal, removal.demotion)
         self._core.retire(removal)
         while removal.entry.readers:
             await self._signal.wait()
-        try:
-            if not removal.entry.foreign or removal.cause == "damaged":
-                await self._io.delete(removal.tier, name)
-        except UnavailableError:
-            self._core.revive(removal)
+        if (not removal.entry.foreign or removal.cause == "damaged") and not await self._delete(removal):
             self._signal.notify()
             return False
         self._core.forget(removal)
         self._signal.notify()
-        counters.evictions += removal.cause in ("capacity", "demote")
+        self._io.counters[removal.tier].evictions += removal.cause in ("capacity", "demote")
+        return True
+
+    async def _delete(self, removal: Removal) -> bool:
+        name = removal.entry.name
+        try:
+            await self._io.delete(removal.tier, name)
+        except UnavailableError:
+            try:
+                there = await self._io.size(removal.tier, name) is not None
+            except UnavailableError:
+                self._core.doubt_removal(removal)
+                return False
+            if there:
+                self._core.revive(removal)
+                return False
         return True
 
     async def _demote(self, removal: Removal, demotion: WriteTicket) -> None:

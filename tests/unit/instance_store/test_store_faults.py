@@ -5,6 +5,7 @@ import asyncio
 import numpy as np
 import pytest
 
+from lmcache_kit.errors import UnavailableError
 from lmcache_kit.kv import BlobHeader, ChunkKey, KVLayout, KVTensor, pack_blob
 
 CPU, DISK, REMOTE = "LocalCPUBackend", "LocalDiskBackend", "RemoteBackend"
@@ -185,6 +186,66 @@ async def test_a_put_that_wrote_before_it_failed_leaves_nothing_behind(lab, toke
     result = await store.save(tokens, lab.kv(20))
     assert "OSError: the answer was lost" in result.errors[0]
     assert disk.backend.objects == {}
+    lab.check(store)
+
+
+async def test_a_write_that_nobody_can_confirm_keeps_its_room_until_it_is_settled(lab, tokens):
+    disk = lab.tier(DISK, lab.blob_bytes(None))
+    put = disk.backend.put
+    store = lab.store(disk)
+
+    def answer_lost(name, blob):
+        put(name, blob)
+        disk.backend.fail = lambda call, name: True
+        raise OSError("the connection broke")
+
+    disk.backend.put = answer_lost
+    assert (await store.save(tokens[:8], lab.kv(8))).num_tokens == 0
+    disk.backend.put = put
+    assert store.stats()["tiers"][DISK]["used_bytes"] == 600
+    assert store.lookup(tokens) == {DISK: 0}
+    assert (await store.load_prefix(tokens)).num_tokens == 0
+    assert (await store.save([1] * 8, lab.kv(8))).num_tokens == 0, "its room cannot be had while it cannot be deleted"
+    disk.backend.fail = lambda call, name: False
+    assert (await store.save(tokens[:8], lab.kv(8))).num_tokens == 8
+    lab.check(store)
+
+
+@pytest.mark.parametrize("deleted", [True, False])
+async def test_a_deletion_that_nobody_can_confirm_is_repeated(lab, tokens, deleted):
+    disk = lab.tier(DISK)
+    store = lab.store(disk)
+    await store.save(tokens, lab.kv(20))
+    delete = disk.backend.delete
+
+    def answer_lost(name):
+        if deleted:
+            delete(name)
+        disk.backend.fail = lambda call, name: True
+        raise OSError("the connection broke")
+
+    disk.backend.delete = answer_lost
+    with pytest.raises(UnavailableError):
+        await store.clear(DISK)
+    assert store.lookup(tokens) == {DISK: 0}
+    disk.backend.delete, disk.backend.fail = delete, lambda call, name: False
+    assert await store.clear(DISK) == 12
+    assert disk.backend.objects == {}
+    lab.check(store)
+
+
+async def test_a_deletion_that_worked_and_failed_is_a_deletion(lab, tokens):
+    disk = lab.tier(DISK)
+    store = lab.store(disk)
+    await store.save(tokens, lab.kv(20))
+    delete = disk.backend.delete
+
+    def answer_lost(name):
+        delete(name)
+        raise OSError("the answer was lost")
+
+    disk.backend.delete = answer_lost
+    assert await store.clear(DISK) == 20
     lab.check(store)
 
 

@@ -242,7 +242,7 @@ async def test_a_job_goes_on_where_the_failed_one_stopped(lab, tokens):
     lab.check(store)
 
 
-async def test_a_replacement_that_landed_before_its_error_counts(lab, tokens):
+async def test_a_replacement_that_landed_before_its_error_is_accounted_for(lab, tokens):
     tier = lab.tier(DISK)
     store = lab.store(tier)
     kv = lab.smooth(8)
@@ -255,10 +255,38 @@ async def test_a_replacement_that_landed_before_its_error_counts(lab, tokens):
 
     tier.backend.put = answer_lost
     store.start_compress("x", "zstd", DISK, tokens[:8])
-    assert (await finished(store, "x")).status == "done"
+    assert (await finished(store, "x")).status == "failed"
     tier.backend.put = put
     lab.check(store)
+    assert store.stats()["tiers"][DISK]["codecs"] == {"zstd": 1}
+    store.start_compress("y", "zstd", DISK, tokens[:8])
+    assert (await finished(store, "y")).status == "done"
     assert same((await store.load_prefix(tokens[:8])).kv, kv)
+
+
+@pytest.mark.parametrize("landed", [True, False])
+async def test_a_replacement_that_nobody_can_confirm_is_found_out_by_the_next_read(lab, tokens, landed):
+    tier = lab.tier(DISK)
+    store = lab.store(tier)
+    kv = lab.smooth(8)
+    await store.save(tokens[:8], kv)
+    put, raw = tier.backend.put, store.stats()["tiers"][DISK]["used_bytes"]
+
+    def answer_lost(name, blob):
+        if landed:
+            put(name, blob)
+        tier.backend.fail = lambda call, name: True
+        raise OSError("the connection broke")
+
+    tier.backend.put = answer_lost
+    store.start_compress("x", "zstd", DISK, tokens[:8])
+    assert (await finished(store, "x")).status == "failed"
+    stats = store.stats()["tiers"][DISK]
+    assert (stats["codecs"], stats["used_bytes"]) == ({"unknown": 1}, raw)
+    tier.backend.put, tier.backend.fail = put, lambda call, name: False
+    assert same((await store.load_prefix(tokens[:8])).kv, kv)
+    assert store.stats()["tiers"][DISK]["codecs"] == {"zstd" if landed else "naive": 1}
+    lab.check(store)
 
 
 async def test_damaged_source_fails_the_job_by_name(lab, tokens):
