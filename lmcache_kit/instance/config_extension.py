@@ -94,6 +94,7 @@ class Extension(_Strict, frozen=True):
         control_host: host that the control socket binds; loopback when the advertised host is, else every interface.
         threads: threads for storage and compression.
         max_pending_operations: cache changes kept while the controller is away, before a full sync replaces them.
+        event_log: file that takes one JSON line per decision of the cache; none when left out.
     """
 
     tiers: list[TierOptions] | None = None
@@ -109,6 +110,7 @@ class Extension(_Strict, frozen=True):
     control_host: Host | None = None
     threads: Annotated[int, Meta(ge=1, le=256)] = 2
     max_pending_operations: Annotated[int, Meta(ge=1)] = 100_000
+    event_log: Annotated[str, Meta(min_length=1)] | None = None
 
 
 _UNKNOWN = re.compile(r"Object contains unknown field `(?P<name>.*?)`(?: - at `\$(?P<path>.*)`)?", re.DOTALL)

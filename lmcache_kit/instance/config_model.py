@@ -121,6 +121,7 @@ class InstanceConfig:
         data_dir: folder of the instance's files.
         base_dir: folder that relative paths of the configuration start at.
         threads: threads for storage and compression.
+        event_log: file that takes one JSON line per decision of the cache, or None.
         warnings: one sentence per key that has no effect here, naming it.
         values: every LMCache key's value in force, by name.
     """
@@ -141,5 +142,6 @@ class InstanceConfig:
     data_dir: Path
     base_dir: Path
     threads: int
+    event_log: Path | None
     warnings: tuple[str, ...]
     values: Mapping[str, Any]

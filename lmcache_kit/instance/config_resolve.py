@@ -50,6 +50,7 @@ def resolve(settings: Settings, base_dir: Path, env: Mapping[str, str]) -> Insta
         data_dir=_data_dir(extension, instance_id, base_dir, env),
         base_dir=base_dir,
         threads=extension.threads,
+        event_log=base_dir / extension.event_log if extension.event_log else None,
         warnings=tuple(settings.warnings),
         values={name: settings.value(name) for name in ENGINE_KEYS},
     )

@@ -19,6 +19,7 @@ from lmcache_kit.clock import Clock, WallClock
 from lmcache_kit.contracts.engine import Engine
 from lmcache_kit.errors import ConfigError
 from lmcache_kit.instance.config_model import InstanceConfig
+from lmcache_kit.instance.event_log import CacheEventLog
 from lmcache_kit.instance.generation import Generator
 from lmcache_kit.instance.http import InstanceApp
 from lmcache_kit.instance.metrics import InstanceMetrics
@@ -106,7 +107,8 @@ async def serve(
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(http_socket.close)
         stack.callback(engine.close)
-        runtime = InstanceRuntime(config, engine.info, clock=clock)
+        log_event = stack.enter_context(CacheEventLog(config.event_log)) if config.event_log is not None else None
+        runtime = InstanceRuntime(config, engine.info, clock=clock, on_event=log_event)
         stack.push_async_callback(runtime.close)
         await runtime.start()
         metrics = InstanceMetrics(served_models[0], config.instance_id, runtime.stats)

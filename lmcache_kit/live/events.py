@@ -41,6 +41,11 @@ class EventLog:
         self._file.close()
         self._file = None
 
+    @property
+    def start(self) -> float:
+        """Reading of the clock at time 0."""
+        return self._start
+
     def write(self, event: str, *, workload: str | None = None, **facts: Any) -> None:
         """Add one event. Each line reaches the file at once, so a run that dies leaves what it saw."""
         assert self._file is not None, "open"

@@ -203,6 +203,7 @@ def _settings(
         ),
         "links": _links(instance, scenario, peers),
         "data_dir": str(folder.data / instance.id),
+        "event_log": str(folder.cache_events(instance.id)),
         "advertise_host": host,
     }
     settings = dict(instance.config)

@@ -30,6 +30,10 @@ class OutputFolder:
         self.config = self.path / "config"
         self.data = self.path / "data"
 
+    def cache_events(self, instance_id: str) -> Path:
+        """Where an instance writes its cache events during the run; they end up in ``events.jsonl``."""
+        return self.data / f"{instance_id}.events.jsonl"
+
     def prepare(self) -> None:
         """Make the folder and empty it of an earlier run. Raises ConfigError when it is not ours to empty."""
         try:

@@ -15,6 +15,7 @@ from lmcache_kit.clock import Clock, WallClock
 from lmcache_kit.contracts.records import LauncherPlugin, ReporterPlugin
 from lmcache_kit.contracts.workload import Workload, WorkloadContext, WorkloadResult
 from lmcache_kit.errors import ConfigError, LMCacheKitError
+from lmcache_kit.live.cache_events import merge_cache_events
 from lmcache_kit.live.events import EventLog
 from lmcache_kit.live.fleet import Fleet
 from lmcache_kit.live.fleet_plan import plan_fleet
@@ -76,12 +77,15 @@ class Run:
         self._folder.scenario.write_text(dump_scenario(self._scenario), encoding="utf-8")
         started, begin = self._clock.unix(), self._clock.now()
         failure: BaseException | None = None
+        events = EventLog(self._folder.events, self._clock)
         try:
-            with EventLog(self._folder.events, self._clock) as events:
+            with events:
                 await self._on_fleet(events)
         except (LMCacheKitError, asyncio.CancelledError) as error:
             failure = error
         finally:
+            logs = {instance.id: self._folder.cache_events(instance.id) for instance in self._scenario.instances}
+            merge_cache_events(self._folder.events, logs, start=events.start)
             self._folder.drop_data()
         report = self._report(started, self._clock.now() - begin, failure)
         write_reports(report, self._folder, self._scenario.reporters, self._plugins)

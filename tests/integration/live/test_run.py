@@ -48,6 +48,9 @@ def test_every_step_on_real_processes(run: Any, capsys: pytest.CaptureFixture[st
 
     events = [json.loads(line) for line in (command.output / "events.jsonl").read_text().splitlines()]
     assert sum(event["event"] == "request" for event in events) == 12
+    rewrites = [event for event in events if event["event"] == "cache_rewrite" and event["workload"] == "compress"]
+    assert {event["cause"] for event in rewrites} == {"zstd"}
+    assert {event["instance"] for event in rewrites} == {"a", "b"}
     assert [event["time"] for event in events] == sorted(event["time"] for event in events)
     page = (command.output / "report.html").read_text()
     assert page.startswith("<!doctype html>")
