@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Annotated, Any
 
 import msgspec
 import typer
 
 from lmcache_kit.cli.output import Format, FormatOption, print_json, print_table
+from lmcache_kit.contracts.records import Plugin
 from lmcache_kit.errors import LMCacheKitError, UnknownNameError
 from lmcache_kit.plugins import RegisteredPlugin, registry
 
@@ -55,7 +57,8 @@ def show(name: NameArgument, format: FormatOption = Format.TABLE) -> None:  # no
             ["", ""],
             [
                 (key, ", ".join(facts[key]) if isinstance(facts[key], list) else facts[key])
-                for key in ("kind", "name", "summary", "source", "distribution", "api_version", "capabilities")
+                for key in facts
+                if key != "options"
             ],
         )
         if facts["options"]:
@@ -110,9 +113,22 @@ def _facts(entry: RegisteredPlugin) -> dict[str, Any]:
         "kind": record.kind,
         "name": record.name,
         "summary": record.summary,
+        **_facts_of_kind(record),
         "source": entry.source,
         "distribution": entry.distribution,
         "api_version": record.api_version,
         "capabilities": sorted(record.capabilities),
         "options": options,
+    }
+
+
+def _facts_of_kind(record: Plugin) -> dict[str, Any]:
+    """What records of one kind say beside what all records say, e.g. a storage backend's location."""
+    common = {field.name for field in dataclasses.fields(Plugin)} | {"factory"}
+    names = [field.name for field in dataclasses.fields(record) if field.name not in common]
+    values = {name: getattr(record, name) for name in names}
+    return {
+        name: sorted(value) if isinstance(value, frozenset) else value
+        for name, value in values.items()
+        if value is not None
     }

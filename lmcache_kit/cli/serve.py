@@ -35,7 +35,12 @@ def serve(
     engine: Annotated[str, typer.Option("--engine", help="Engine plugin; see `plugins list --kind engine`.")] = (
         "synthetic"
     ),
-    model: Annotated[str | None, typer.Option("--model", help="Name of the model, or what the engine loads.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model", help="Name of the model, or what the engine loads; the engine's default model when left out."
+        ),
+    ] = None,
     config: Annotated[
         Path | None, typer.Option("--config", help="LMCache YAML file.", envvar="LMCACHE_CONFIG_FILE")
     ] = None,
@@ -70,8 +75,6 @@ def serve(
     if model is not None and model_argument is not None and model != model_argument:
         raise ConfigError(f"two models are named, {model_argument!r} and {model!r}", hint="name one")
     name = model or model_argument
-    if not name:
-        raise ConfigError("no model is named", hint="lmcache-kit serve --model NAME")
 
     from lmcache_kit.instance.config import load_config
     from lmcache_kit.instance.server import bind, run
@@ -80,7 +83,13 @@ def serve(
     # Before the engine, which may take a while to load: a port in use should be told at once.
     with bind(host, port) as http_socket:
         made = make_engine(engine, name, engine_options(engine_option or []), max_model_len=max_model_len)
-        run(instance, made, http_socket, served_models=served_model_name or [name], max_num_seqs=max_num_seqs)
+        run(
+            instance,
+            made,
+            http_socket,
+            served_models=served_model_name or [name or made.info.model],
+            max_num_seqs=max_num_seqs,
+        )
 
 
 def engine_options(texts: Sequence[str]) -> dict[str, Any]:
@@ -99,8 +108,11 @@ def engine_options(texts: Sequence[str]) -> dict[str, Any]:
     return options
 
 
-def make_engine(name: str, model: str, values: dict[str, Any], *, max_model_len: int | None) -> Engine:
-    """The engine plugin ``name`` with its options. Raises ConfigError for an unknown one and for wrong options."""
+def make_engine(name: str, model: str | None, values: dict[str, Any], *, max_model_len: int | None) -> Engine:
+    """The engine plugin ``name`` with its options, serving ``model`` or its default one.
+
+    Raises ConfigError for an unknown plugin, for wrong options, and when no model is named and there is no default.
+    """
     from lmcache_kit.contracts.records import EnginePlugin
     from lmcache_kit.plugins import registry
 
@@ -108,6 +120,9 @@ def make_engine(name: str, model: str, values: dict[str, Any], *, max_model_len:
         record = registry().get(EnginePlugin, name)
     except UnknownNameError as error:
         raise ConfigError(f"--engine: {error.message}", hint=error.hint) from None
+    model = model or record.default_model
+    if not model:
+        raise ConfigError("no model is named", hint=f"lmcache-kit serve --engine {name} --model NAME")
     if max_model_len is not None:
         if "max_model_len" not in record.options.__struct_fields__:
             raise ConfigError(f"the engine {name!r} has no --max-model-len")

@@ -105,10 +105,15 @@ class TransportPlugin(Plugin):
 
 @dataclass(frozen=True, kw_only=True)
 class EnginePlugin(Plugin):
-    """An inference engine; called with its options and the model name or path."""
+    """An inference engine; called with its options and the model name or path.
+
+    ``default_model`` is served when nobody names a model. It should need neither options, files nor a network;
+    without one a name is asked for.
+    """
 
     kind: ClassVar[str] = "engine"
     factory: Callable[[Options, str], Engine]
+    default_model: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -62,7 +62,7 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     marker = "----- end of block -----"
     commands = "\n".join(f"{text}\necho; echo '{marker}'" for language, text in blocks() if language == "bash")
     # Job control gives each server its own process group, as in a terminal; whatever is left at the end is stopped.
-    script = f"set -m -o pipefail\ntrap 'kill $(jobs -p) 2>/dev/null; wait' EXIT\nset -e\n{commands}"
+    script = f"set -m -o pipefail\ntrap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT\nset -e\n{commands}"
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     done = subprocess.run(
         ["bash", "-c", script], cwd=folder, env=environment, capture_output=True, text=True, timeout=110

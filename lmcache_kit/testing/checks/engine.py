@@ -17,8 +17,9 @@ _OUTPUT = 6
 _GREEDY = SamplingParams(temperature=0)
 
 
-def run(record: EnginePlugin, options: Options, *, model: str = "check") -> list[CheckResult]:
+def run(record: EnginePlugin, options: Options) -> list[CheckResult]:
     made: list[Engine] = []
+    model = record.default_model or "check"
 
     def make() -> str:
         try:

@@ -24,10 +24,11 @@ from lmcache_kit.contracts import Engine, EngineInfo, EngineSequence, SamplingPa
 from lmcache_kit.errors import ConfigError, InvalidRequestError
 from lmcache_kit.kv import KVTensor
 from lmcache_kit_transformers.buffer import KVBuffer
-from lmcache_kit_transformers.model import fingerprint, kv_layout, pretrained_model, seeded_model
+from lmcache_kit_transformers.model import config_values, fingerprint, kv_layout, pretrained_model, seeded_model
 from lmcache_kit_transformers.options import TransformersOptions
+from lmcache_kit_transformers.presets import PRESETS, trained_tokenizer
 from lmcache_kit_transformers.sampling import Sampler
-from lmcache_kit_transformers.tokenizer import FolderTokenizer, TextTokenizer, train_tokenizer
+from lmcache_kit_transformers.tokenizer import FolderTokenizer, TextTokenizer
 
 __all__ = ["TransformersEngine", "make_engine"]
 
@@ -44,16 +45,22 @@ def make_engine(options: TransformersOptions, model: str) -> TransformersEngine:
     quiet.disable_progress_bar()
     dtype = options.dtype or ("float32" if device.type == "cpu" else "bfloat16")
     tokenizer: TextTokenizer
-    if options.config is not None:
-        tokenizer = train_tokenizer(options.tokenizer_text, options.vocab_size, options.cache_dir)
-        made = seeded_model(options.config, vocab_size=tokenizer.size, seed=options.seed, dtype=getattr(torch, dtype))
+    preset = PRESETS.get(model)
+    if preset is not None or options.config is not None:
+        values = config_values(options.config or {})
+        if preset is None:
+            tokenizer = trained_tokenizer(options)
+        else:
+            tokenizer = preset.tokenizer(options)
+            values = {**preset.config, **values}
+        made = seeded_model(values, vocab_size=tokenizer.size, seed=options.seed, dtype=getattr(torch, dtype))
     else:
         folder = Path(model).expanduser()
         if not folder.is_dir():
             raise ConfigError(
                 f"the transformers engine has no weights for {model!r}",
-                hint="give the engine option config (a small LlamaConfig, weights are made from a seed), "
-                "or as model the path of a local pretrained folder; nothing is downloaded",
+                hint=f"take a model that is made on the spot ({', '.join(PRESETS)}), give the engine option config (a "
+                "small LlamaConfig), or as model the path of a local pretrained folder; nothing is downloaded",
             )
         if options.tokenizer_text is not None:
             raise ConfigError("tokenizer_text goes with config; a pretrained folder brings its own tokenizer")

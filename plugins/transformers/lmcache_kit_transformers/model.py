@@ -10,23 +10,23 @@ from typing import Any
 import blake3
 import msgspec
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers.models.llama.configuration_llama import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaForCausalLM
 
 from lmcache_kit.errors import ConfigError, InvalidRequestError, nearest
 from lmcache_kit.kv import KVLayout
 
-__all__ = ["fingerprint", "kv_layout", "pretrained_model", "seeded_model"]
+__all__ = ["config_values", "fingerprint", "kv_layout", "pretrained_model", "seeded_model"]
 
 _ATTENTION = "sdpa"
 _SAMPLES = 65536
 
 
-def seeded_model(config: str | Mapping[str, Any], *, vocab_size: int, seed: int, dtype: torch.dtype) -> Any:
+def seeded_model(values: Mapping[str, Any], *, vocab_size: int, seed: int, dtype: torch.dtype) -> Any:
     """A Llama with random weights that depend on ``seed`` and the weights' names alone, not on library versions.
 
-    Raises ConfigError for a configuration that cannot be read or makes no model.
+    Raises ConfigError for values of ``LlamaConfig`` that make no model.
     """
-    values = _values(config)
     known = {*LlamaConfig().to_dict(), "head_dim", "rope_theta", "rope_scaling"}
     for name in values:
         if name not in known:
@@ -59,6 +59,8 @@ def seeded_model(config: str | Mapping[str, Any], *, vocab_size: int, seed: int,
 
 def pretrained_model(folder: Path, *, dtype: torch.dtype) -> Any:
     """The model of a local folder; nothing is downloaded and no code of the folder is run. Raises ConfigError."""
+    from transformers import AutoModelForCausalLM  # knows all models there are, which takes a while
+
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
             str(folder),
@@ -115,7 +117,8 @@ def fingerprint(model: Any, layout: KVLayout, tokenizer: bytes) -> str:
     return digest.hexdigest(16)
 
 
-def _values(config: str | Mapping[str, Any]) -> dict[str, Any]:
+def config_values(config: str | Mapping[str, Any]) -> dict[str, Any]:
+    """The values of the option ``config``. Raises ConfigError for a file that cannot be read."""
     if not isinstance(config, str):
         return dict(config)
     try:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from lmcache_kit import hookimpl
 from lmcache_kit.contracts import Engine, EnginePlugin, Options
 from lmcache_kit_transformers.options import TransformersOptions
+from lmcache_kit_transformers.presets import DEFAULT_MODEL, PRESETS
 
 __all__ = ["lmcache_kit_engines"]
 
@@ -23,9 +24,10 @@ def lmcache_kit_engines() -> Iterable[EnginePlugin]:
     return [
         EnginePlugin(
             name="transformers",
-            summary="a causal language model of Hugging Face transformers on torch; seeded weights or a local folder",
+            summary=f"Hugging Face transformers on torch; models: {', '.join(PRESETS)}, or a local folder",
             options=TransformersOptions,
             factory=_engine,
             capabilities=frozenset({"deterministic"}),
+            default_model=DEFAULT_MODEL,
         )
     ]

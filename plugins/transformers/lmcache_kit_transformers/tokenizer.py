@@ -1,4 +1,4 @@
-"""Tokenizers: one trained on a text, or the one of a pretrained folder."""
+"""Tokenizers: of the ``tokenizers`` library, trained on a text, or the one of a pretrained folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from lmcache_kit.errors import ConfigError
 
-__all__ = ["BOS", "EOS", "FolderTokenizer", "TextTokenizer", "TrainedTokenizer", "train_tokenizer"]
+__all__ = ["BOS", "EOS", "FolderTokenizer", "LibraryTokenizer", "TextTokenizer", "train_tokenizer"]
 
 BOS, EOS = "<s>", "</s>"
 
@@ -33,14 +33,13 @@ class TextTokenizer(Protocol):
     def piece(self, token: int) -> str: ...
 
 
-class TrainedTokenizer:
+class LibraryTokenizer:
     """A tokenizer of the ``tokenizers`` library; ``identity`` is its JSON."""
 
-    def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
+    def __init__(self, tokenizer: tokenizers.Tokenizer, *, eos_token_ids: frozenset[int]) -> None:
         self._tokenizer = tokenizer
         self.size: int = tokenizer.get_vocab_size()
-        eos = tokenizer.token_to_id(EOS)
-        self.eos_token_ids: frozenset[int] = frozenset() if eos is None else frozenset({eos})
+        self.eos_token_ids = eos_token_ids
         self.identity = tokenizer.to_str().encode()
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
@@ -86,13 +85,13 @@ class FolderTokenizer:
         return str(self._tokenizer.convert_ids_to_tokens(token) or "")
 
 
-def train_tokenizer(text_path: str | None, vocab_size: int, cache_dir: str | None) -> TrainedTokenizer:
+def train_tokenizer(text_path: str | None, vocab_size: int, cache_dir: str | None) -> LibraryTokenizer:
     """A byte-level BPE tokenizer trained on a text, from the cache when the same one was trained before.
 
     Without a text there are no merges: every byte is a token. Raises ConfigError when the text cannot be read.
     """
     if text_path is None:
-        return TrainedTokenizer(_train("", 258))
+        return _trained(_train("", 258))
     try:
         text = Path(text_path).expanduser().read_bytes()
     except OSError as error:
@@ -103,12 +102,17 @@ def train_tokenizer(text_path: str | None, vocab_size: int, cache_dir: str | Non
     name = hashlib.sha256(recipe + text).hexdigest()[:32]
     stored = _cache_folder(cache_dir) / f"{name}.json"
     try:
-        return TrainedTokenizer(tokenizers.Tokenizer.from_str(stored.read_text(encoding="utf-8")))
+        return _trained(tokenizers.Tokenizer.from_str(stored.read_text(encoding="utf-8")))
     except Exception:  # noqa: S110  (missing or damaged, the library raises bare Exception: train it again)
         pass
     trained = _train(text.decode(errors="replace"), vocab_size)
     _store(stored, trained.to_str())
-    return TrainedTokenizer(trained)
+    return _trained(trained)
+
+
+def _trained(tokenizer: tokenizers.Tokenizer) -> LibraryTokenizer:
+    eos = tokenizer.token_to_id(EOS)
+    return LibraryTokenizer(tokenizer, eos_token_ids=frozenset() if eos is None else frozenset({eos}))
 
 
 def _train(text: str, vocab_size: int) -> tokenizers.Tokenizer:
