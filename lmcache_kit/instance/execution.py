@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from lmcache_kit.contracts.storage import Buffer, SupportsHealth
-from lmcache_kit.errors import UnavailableError
+from lmcache_kit.errors import CapacityError, UnavailableError
 from lmcache_kit.instance.tiers import Tier
 
 __all__ = ["BackgroundQueue", "Signal", "TierCounters", "TierIO", "Work"]
@@ -98,7 +98,10 @@ class TierCounters:
 
 
 class TierIO:
-    """Calls to the backends: inline ones on the loop, others in threads. Any failure is an UnavailableError."""
+    """Calls to the backends: inline ones on the loop, others in threads.
+
+    A failure is a CapacityError of the backend (its disk is full) or else an UnavailableError, whatever it raised.
+    """
 
     def __init__(self, tiers: Sequence[Tier], work: Work) -> None:
         self.tiers = list(tiers)
@@ -113,6 +116,8 @@ class TierIO:
         try:
             inline = self.tiers[tier].inline
             result = function(*args) if inline else await self._work.call(function, *args)
+        except CapacityError:  # the backend's own room is full; it can be reached
+            raise
         except Exception as error:  # a backend is a plugin and may raise anything
             self.counters[tier].unavailable += 1
             location = self.tiers[tier].location

@@ -106,7 +106,7 @@ class Writer:
             raise
         try:
             await self._io.put(ticket.tier, ticket.entry.name, blob)
-        except UnavailableError:
+        except (CapacityError, UnavailableError):
             self._io.counters[ticket.tier].failed_writes += 1
             await self._after_failure(ticket)
             raise

@@ -5,7 +5,7 @@ import asyncio
 import numpy as np
 import pytest
 
-from lmcache_kit.errors import UnavailableError
+from lmcache_kit.errors import CapacityError, UnavailableError
 from lmcache_kit.kv import BlobHeader, ChunkKey, KVLayout, KVTensor, pack_blob
 
 CPU, DISK, REMOTE = "LocalCPUBackend", "LocalDiskBackend", "RemoteBackend"
@@ -246,6 +246,22 @@ async def test_a_deletion_that_worked_and_failed_is_a_deletion(lab, tokens):
 
     disk.backend.delete = answer_lost
     assert await store.clear(DISK) == 20
+    lab.check(store)
+
+
+async def test_a_full_disk_is_a_matter_of_capacity(lab, tokens):
+    disk = lab.tier(DISK)
+    store = lab.store(lab.tier(CPU), disk)
+
+    def full(name, blob):
+        raise CapacityError("no space left on device")
+
+    disk.backend.put = full
+    result = await store.save(tokens, lab.kv(20))
+    assert result.by_location == {CPU: 20}
+    assert all("no space left on device" in error for error in result.errors)
+    stats = store.stats()["tiers"][DISK]
+    assert (stats["unavailable"], stats["failed_writes"], stats["available"]) == (0, 3, True)
     lab.check(store)
 
 
