@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from lmcache_kit.contracts.launcher import LaunchSpec
-from lmcache_kit.contracts.records import TransportPlugin
+from lmcache_kit.contracts.records import EnginePlugin, TransportPlugin
 from lmcache_kit.live.folder import OutputFolder
 from lmcache_kit.live.ports import PortPicker
 from lmcache_kit.plugins import PluginRegistry
@@ -109,7 +109,7 @@ def plan_fleet(scenario: Scenario, plugins: PluginRegistry, folder: OutputFolder
                 instance_id=instance.id,
                 spec=LaunchSpec(
                     name=f"instance {instance.id}",
-                    argv=_serve(instance, config, host, own.http),
+                    argv=_serve(instance, plugins, config, host, own.http),
                     log=folder.logs / f"{instance.id}.log",
                     env={**environment, **instance.env},
                     cwd=base_dir,
@@ -158,11 +158,11 @@ def _peer_url(transport: TransportPlugin, instance_id: str, host: str, ports: _P
     return f"{transport.scheme}://{place}"
 
 
-def _serve(instance: InstanceSpec, config: Path, host: str, port: int) -> list[str]:
+def _serve(instance: InstanceSpec, plugins: PluginRegistry, config: Path, host: str, port: int) -> list[str]:
     assert instance.engine is not None, "checked by validate"
     engine = instance.engine
     argv = ["serve", "--engine", engine.kind, "--host", host, "--port", str(port), "--config", str(config)]
-    argv += ["--model", engine.model or engine.kind]
+    argv += ["--model", engine.model or plugins.get(EnginePlugin, engine.kind).default_model or engine.kind]
     for name, value in engine.options.items():
         # JSON is YAML too, which is what the option takes.
         argv += ["--engine-option", f"{name}={msgspec.json.encode(value).decode()}"]

@@ -45,7 +45,7 @@ def test_a_line_is_there_when_the_call_returns(tmp_path: Path) -> None:
 
 
 def test_a_file_that_cannot_be_opened_is_a_configuration_error(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="event_log: .*cannot be written"):
+    with pytest.raises(ConfigError, match=r"event_log: .*cannot be written"):
         CacheEventLog(tmp_path / "no" / "folder")
 
 
