@@ -51,7 +51,7 @@ def test_the_example_is_valid() -> None:
 def test_snippets_are_yaml_and_overrides_are_paths() -> None:
     for text in re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL):
         yaml.safe_load(text)
-    overrides = re.findall(r"--set (?:'([^']+)'|(\S+=\S+))", PAGE)
+    overrides = re.findall(r"--set (?:'([^']+)'|([^\s`]+=[^\s`]+))", PAGE)
     assert len(overrides) >= 4
     for quoted, plain in overrides:
         split_override(quoted or plain)
