@@ -36,7 +36,7 @@ _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(tuple[str | None, list[_Place]])
 _MAX_PLACES_BYTES = 2 * 2**20
 _MAX_SOCKET_PATH = 107  # of a Unix socket address
-_IN_THREAD = 2**20  # copying this much takes long enough to be kept off the event loop
+_IN_THREAD = 4 * 2**20  # copying this much takes long enough to be kept off the event loop
 _SWEEP_SECONDS = 5.0
 _LOCK_TRIES = 5
 
