@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from lmcache_kit.cli.output import Format, FormatOption
+from lmcache_kit.errors import LMCacheKitError
 
 __all__ = ["register"]
 
@@ -52,7 +53,14 @@ def run(
     def progress(line: str) -> None:
         typer.echo(f"[{time.monotonic() - start:6.1f} s] {line}", err=True)
 
-    finished = _until_signalled(Run(loaded, registry(), output, progress=progress).run())
+    work = Run(loaded, registry(), output, progress=progress)
+    try:
+        finished = _until_signalled(work.run())
+    except LMCacheKitError:
+        # What was measured before it failed is a result too.
+        if work.report is not None:
+            _show(work.report, format)
+        raise
     _show(finished, format)
     progress(f"report in {output}")
     missed = [outcome for outcome in finished["expectations"] if not outcome["met"]]

@@ -66,6 +66,8 @@ class Run:
         self._clock = clock or WallClock()
         self._results: dict[str, WorkloadResult] = {}
         self._boot_seconds: float | None = None
+        self.report: Report | None = None
+        """The report, once the run has ended, also when it failed."""
 
     async def run(self) -> Report:
         """Run to the end and return the report, which is also in the output directory.
@@ -87,11 +89,11 @@ class Run:
             logs = {instance.id: self._folder.cache_events(instance.id) for instance in self._scenario.instances}
             merge_cache_events(self._folder.events, logs, start=events.start)
             self._folder.drop_data()
-        report = self._report(started, self._clock.now() - begin, failure)
-        write_reports(report, self._folder, self._scenario.reporters, self._plugins)
+        self.report = self._report(started, self._clock.now() - begin, failure)
+        write_reports(self.report, self._folder, self._scenario.reporters, self._plugins)
         if failure is not None:
             raise failure
-        return report
+        return self.report
 
     async def _on_fleet(self, events: EventLog) -> None:
         launcher_spec = self._scenario.launcher
@@ -136,6 +138,8 @@ class Run:
             error.message = f"workload {name}: {error.message}"
             error.args = (error.message,)
             raise
+        except Exception as error:  # a workload is a plugin and may raise anything
+            raise LMCacheKitError(f"workload {name}: {type(error).__name__}: {error}") from error
         events.write("workload_finished", workload=name, seconds=self._clock.now() - begin)
 
     def _report(self, started: float, seconds: float, failure: BaseException | None) -> Report:

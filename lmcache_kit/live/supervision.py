@@ -54,7 +54,7 @@ class Supervisor:
             await asyncio.wait({task, *(each.ended for each in self._watched)}, return_when=asyncio.FIRST_COMPLETED)
             gone = self._first_gone()
             # A request to a process that died may fail a moment before the process itself is seen to have ended.
-            if gone is None and task.done() and not task.cancelled() and isinstance(task.exception(), UnavailableError):
+            if gone is None and not task.cancelled() and isinstance(task.exception(), LMCacheKitError):
                 await asyncio.wait(
                     {each.ended for each in self._watched}, timeout=0.5, return_when=asyncio.FIRST_COMPLETED
                 )

@@ -11,8 +11,12 @@ import sys
 
 from lmcache_kit.contracts.launcher import LaunchedProcess, Launcher, LaunchSpec
 from lmcache_kit.errors import UnavailableError
+from lmcache_kit.plugins import ALLOW_VARIABLE, MODULES_VARIABLE
 
 __all__ = ["LocalLauncher", "LocalProcess"]
+
+
+_KEPT = (ALLOW_VARIABLE, MODULES_VARIABLE)
 
 
 class LocalProcess(LaunchedProcess):
@@ -51,7 +55,7 @@ class LocalLauncher(Launcher):
     """
 
     async def launch(self, spec: LaunchSpec) -> LocalProcess:
-        environment = {**os.environ, "PYTHONUNBUFFERED": "1", **spec.env}
+        environment = {**_inherited(), "PYTHONUNBUFFERED": "1", **spec.env}
         command = [sys.executable, "-m", "lmcache_kit.builtin.launchers.child", str(os.getpid()), *spec.argv]
         try:
             spec.log.parent.mkdir(parents=True, exist_ok=True)
@@ -68,3 +72,8 @@ class LocalLauncher(Launcher):
         except OSError as error:
             raise UnavailableError(f"{spec.name} cannot be started: {error}") from None
         return LocalProcess(spec.name, process)
+
+
+def _inherited() -> dict[str, str]:
+    """The environment without settings meant for other LMCache processes of this user, which would override ours."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("LMCACHE_") or name in _KEPT}

@@ -30,7 +30,8 @@ class Command:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, "LMCACHE_KIT_TEST_MARK": self.mark},
+            # Settings of the user's own LMCache must not reach the fleet.
+            env={**os.environ, "FLEET_TEST_MARK": self.mark, "LMCACHE_CHUNK_SIZE": "7", "LMCACHE_KIT_TOKEN": "x"},
         )
 
     def finish(self) -> tuple[int, str, str]:
@@ -45,7 +46,7 @@ class Command:
             if not entry.name.isdigit() or int(entry.name) == self.process.pid:
                 continue
             try:
-                if f"LMCACHE_KIT_TEST_MARK={self.mark}".encode() not in (entry / "environ").read_bytes().split(b"\0"):
+                if f"FLEET_TEST_MARK={self.mark}".encode() not in (entry / "environ").read_bytes().split(b"\0"):
                     continue
                 state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
                 if state != "Z":
