@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import httpx
+from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from lmcache_kit.controller.config import ControllerConfig, MonitorPorts
 from lmcache_kit.controller.server import ControllerServer
@@ -30,7 +31,9 @@ async def test_the_controllers_paths() -> None:
     async with ControllerServer(config) as server, httpx.AsyncClient(trust_env=False) as client:
         document = (await client.get(f"http://127.0.0.1:{server.http_port}/openapi.json")).json()
     assert documented("Controller") == described(document)
+    OpenAPIV31SpecValidator(document).validate()
 
 
 def test_the_instances_paths() -> None:
     assert documented("Instance") == described(openapi())
+    OpenAPIV31SpecValidator(openapi()).validate()

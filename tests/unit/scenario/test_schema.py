@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import jsonschema_rs
+import jsonschema
 import pytest
 import yaml
 
@@ -17,7 +17,7 @@ BUILT_IN = PluginRegistry(allow=[])
 def validator() -> Any:
     schema = scenario_schema(BUILT_IN)
     json.dumps(schema)
-    return jsonschema_rs.validator_for(schema)
+    return jsonschema.validators.validator_for(schema)(schema)
 
 
 @pytest.mark.parametrize("name", [name for name in sorted(shipped_scenarios()) if name in ("synthetic", "tiers")])
