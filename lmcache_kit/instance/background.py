@@ -9,8 +9,9 @@ from lmcache_kit.contracts.placement import Promotion
 from lmcache_kit.contracts.storage import Buffer
 from lmcache_kit.errors import BlobError, CapacityError, UnavailableError
 from lmcache_kit.instance.cache import CacheCore
-from lmcache_kit.instance.execution import BackgroundQueue, Signal, TierIO, Work
+from lmcache_kit.instance.execution import BackgroundQueue, Signal, Work
 from lmcache_kit.instance.reader import Chunk, ServedChunk
+from lmcache_kit.instance.tier_io import TierIO
 from lmcache_kit.instance.writer import Writer
 from lmcache_kit.kv.blob import peek_header
 

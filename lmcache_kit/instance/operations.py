@@ -19,9 +19,10 @@ from lmcache_kit.errors import (
 )
 from lmcache_kit.instance.cache import CacheCore
 from lmcache_kit.instance.codecs import CodecSet, verify_decoded
-from lmcache_kit.instance.execution import Signal, TierIO, Work
+from lmcache_kit.instance.execution import Signal, Work
 from lmcache_kit.instance.jobs import Job
 from lmcache_kit.instance.reader import check_header
+from lmcache_kit.instance.tier_io import TierIO
 from lmcache_kit.instance.tiers import Entry, TierState
 from lmcache_kit.instance.writer import Writer
 from lmcache_kit.kv.blob import unpack_blob

@@ -11,8 +11,9 @@ from lmcache_kit.contracts.storage import Buffer
 from lmcache_kit.errors import BlobError, UnavailableError
 from lmcache_kit.instance.cache import CacheCore
 from lmcache_kit.instance.codecs import CodecSet
-from lmcache_kit.instance.execution import Signal, TierIO, Work
+from lmcache_kit.instance.execution import Signal, Work
 from lmcache_kit.instance.results import ChunkHit
+from lmcache_kit.instance.tier_io import TierIO
 from lmcache_kit.instance.tiers import Entry, EntryState
 from lmcache_kit.instance.writer import Writer
 from lmcache_kit.kv.blob import BlobHeader, unpack_blob

@@ -8,8 +8,9 @@ import logging
 from lmcache_kit.contracts.storage import Buffer
 from lmcache_kit.errors import BlobError, InvalidRequestError, UnavailableError
 from lmcache_kit.instance.cache import CacheCore
-from lmcache_kit.instance.execution import TierIO, Work
+from lmcache_kit.instance.execution import Work
 from lmcache_kit.instance.reader import check_header
+from lmcache_kit.instance.tier_io import TierIO
 from lmcache_kit.instance.writer import Writer
 from lmcache_kit.kv.blob import BlobHeader, pack_blob, peek_header
 from lmcache_kit.kv.keys import ChunkKey

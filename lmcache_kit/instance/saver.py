@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from lmcache_kit.errors import CapacityError, LMCacheKitError, UnavailableError
 from lmcache_kit.instance.cache import CacheCore
 from lmcache_kit.instance.codecs import CodecSet
-from lmcache_kit.instance.execution import Signal, TierIO, Work
+from lmcache_kit.instance.execution import Signal, Work
 from lmcache_kit.instance.reader import Chunk
+from lmcache_kit.instance.tier_io import TierIO
 from lmcache_kit.instance.tiers import EntryState
 from lmcache_kit.instance.writer import Writer
 from lmcache_kit.kv.layout import KVTensor

@@ -15,7 +15,7 @@ from lmcache_kit.instance.background import BackgroundCopies
 from lmcache_kit.instance.cache import CacheCore
 from lmcache_kit.instance.codecs import CodecSet
 from lmcache_kit.instance.events import CacheChange, EventSink
-from lmcache_kit.instance.execution import Signal, TierIO, Work
+from lmcache_kit.instance.execution import Signal, Work
 from lmcache_kit.instance.jobs import JobTable
 from lmcache_kit.instance.operations import RAW, Operations, PeerLink
 from lmcache_kit.instance.prefix import chunks_of
@@ -23,6 +23,7 @@ from lmcache_kit.instance.reader import Chunk, Reader, ServedChunk
 from lmcache_kit.instance.recovery import recover
 from lmcache_kit.instance.results import LoadedPrefix, SaveResult
 from lmcache_kit.instance.saver import Saver
+from lmcache_kit.instance.tier_io import TierIO
 from lmcache_kit.instance.tiers import Entry, Tier, TierState
 from lmcache_kit.instance.writer import Writer
 from lmcache_kit.kv.blob import unpack_blob

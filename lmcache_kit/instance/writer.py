@@ -7,8 +7,9 @@ import logging
 from lmcache_kit.contracts.storage import Buffer
 from lmcache_kit.errors import BlobError, CapacityError, UnavailableError
 from lmcache_kit.instance.cache import CacheCore
-from lmcache_kit.instance.execution import Signal, TierIO, Work
+from lmcache_kit.instance.execution import Signal, Work
 from lmcache_kit.instance.tickets import Removal, WriteTicket
+from lmcache_kit.instance.tier_io import TierIO
 from lmcache_kit.instance.tiers import Entry, EntryState
 from lmcache_kit.kv.blob import peek_header
 from lmcache_kit.kv.keys import ChunkKey
