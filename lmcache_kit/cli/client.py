@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from lmcache_kit.cli.client_tables import print_lookup, print_status
 from lmcache_kit.cli.output import Format, FormatOption, print_json, print_table
 from lmcache_kit.client import ControllerClient, InstanceClient
 from lmcache_kit.errors import ConfigError, LMCacheKitError
@@ -69,14 +70,7 @@ def lookup(
     if format is Format.JSON:
         print_json(answer)
         return
-    rows = [
-        (instance, location, held, "best" if answer["layout_info"].get(instance, [None])[0] == location else "")
-        for instance, locations in answer["holders"].items()
-        for location, held in locations.items()
-    ]
-    print_table(["instance", "location", "prefix tokens", ""], rows)
-    if explain:
-        print_json(answer["explain"])
+    print_lookup(answer)
 
 
 def compress(
@@ -228,9 +222,7 @@ def status(
     if format is Format.JSON:
         print_json(answer)
         return
-    columns = ["instance_id", "worker_id", "ip", "port", "peer_init_url"]
-    print_table(columns, [[worker.get(column) for column in columns] for worker in answer["workers"]])
-    print_table(["keys", ""], [(name, value) for name, value in answer["keys"].items()])
+    print_status(answer)
 
 
 def health(

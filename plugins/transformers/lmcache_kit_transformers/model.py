@@ -10,6 +10,7 @@ from typing import Any
 import blake3
 import msgspec
 import torch
+from torch.overrides import TorchFunctionMode
 from transformers.models.llama.configuration_llama import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaForCausalLM
 
@@ -43,7 +44,8 @@ def seeded_model(values: Mapping[str, Any], *, vocab_size: int, seed: int, dtype
         )
     try:
         llama = LlamaConfig(**{**values, "attn_implementation": _ATTENTION})
-        model: Any = LlamaForCausalLM(llama)
+        with _Unfilled():
+            model: Any = LlamaForCausalLM(llama)
     except Exception as error:  # each version of transformers has its own classes for a bad configuration
         reason = " ".join(str(error).split())
         raise ConfigError(f"config: transformers cannot make a Llama of it: {reason}") from None
@@ -55,6 +57,16 @@ def seeded_model(values: Mapping[str, Any], *, vocab_size: int, seed: int, dtype
             generator = torch.Generator().manual_seed(_derived_seed(seed, name))
             weight.copy_(torch.empty(weight.shape, dtype=torch.float32).normal_(0.0, spread, generator=generator))
     return model.to(dtype).eval()
+
+
+class _Unfilled(TorchFunctionMode):
+    """Leaves weights as the memory was, because they are filled afterwards; drawing them twice takes a while."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        # By name, because versions of torch and transformers differ in whose function this is.
+        if getattr(func, "__name__", None) in {"kaiming_uniform_", "normal_", "uniform_"}:
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def pretrained_model(folder: Path, *, dtype: torch.dtype) -> Any:

@@ -16,11 +16,11 @@ class TransformersOptions(Options, frozen=True):
 
     Args:
         config: values of transformers' ``LlamaConfig``, or the path of a JSON file with them; the model is then made
-            on the spot with random weights of ``seed``. Without it the model's name must be a local folder with
-            pretrained weights and a tokenizer.
+            on the spot with random weights of ``seed``. A model of ``presets.PRESETS`` has its own, which these go
+            over. For other names without it, the name must be a local folder with pretrained weights and a tokenizer.
         seed: of the weights.
         tokenizer_text: path of the text that a byte-level BPE tokenizer is trained on; without it every byte is a
-            token. Only with ``config``.
+            token. Only with ``config`` or ``tiny-llama``.
         vocab_size: entries of the trained tokenizer.
         max_model_len: most tokens of prompt and output together; the model's own limit when left out.
         dtype: of weights and KV; float32 on the CPU and bfloat16 elsewhere when left out.
