@@ -32,7 +32,8 @@ class ZmqOptions(Options, frozen=True):
         max_message_bytes: most bytes that all frames of one request or answer may have together; a connection that
             brings a larger frame is closed.
         max_in_flight: requests that one listener handles at a time; more wait in the sockets.
-        connect_seconds: a request that finds no connection fails after this time, also when its own deadline is later.
+        connect_seconds: a request that finds no connection fails after this time, also when its own deadline is later;
+            a peer that comes back is found within about a second.
         send_high_water: messages queued per connection before sending waits; 0 for no bound.
         receive_high_water: messages queued per connection before its sender is slowed down; 0 for no bound.
     """
@@ -53,7 +54,8 @@ class ShmOptions(Options, frozen=True):
             none, the folder for temporary files. Both sides must use the same.
         max_message_bytes: most bytes that all frames of one request or answer may have together.
         max_in_flight: requests that one listener handles at a time; more wait in the sockets.
-        connect_seconds: a request that finds no connection fails after this time, also when its own deadline is later.
+        connect_seconds: a request that finds no connection fails after this time, also when its own deadline is later;
+            a peer that comes back is found within about a second.
         answer_seconds: an answer that nobody fetched within this time is dropped, and its memory with it.
     """
 

@@ -63,8 +63,8 @@ def address(request):
 
 @pytest.fixture
 async def client(folder):
-    shm = ShmTransport(ShmOptions(directory=str(folder), connect_seconds=0.5))
-    client = PeerClient("localhost:1", {"shm": shm, "tcp": ZmqTransport(ZmqOptions(connect_seconds=0.5))})
+    shm = ShmTransport(ShmOptions(directory=str(folder), connect_seconds=2.0))
+    client = PeerClient("localhost:1", {"shm": shm, "tcp": ZmqTransport(ZmqOptions(connect_seconds=2.0))})
     yield client
     await client.close()
 
