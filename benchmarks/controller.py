@@ -246,9 +246,7 @@ def main() -> None:
         name = f"lookup {result['tokens']} tokens"
         print(f"{name:<24}{result['requests_per_second']:>12,.0f}{result['p50_ms']:>9.2f}{result['p99_ms']:>9.2f}")
     print(f"{f'admits, {BATCH} a message':<24}{results[-1]['admits_per_second']:>12,.0f}")
-    print(
-        f"resident memory: {(idle or 0) / 2**20:.0f} MiB idle, {(memory['after_bytes'] or 0) / 2**20:.0f} MiB at the end"
-    )
+    print(f"resident: {(idle or 0) / 2**20:.0f} MiB idle, {(memory['after_bytes'] or 0) / 2**20:.0f} MiB at the end")
 
 
 if __name__ == "__main__":

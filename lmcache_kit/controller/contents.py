@@ -8,7 +8,7 @@ left out. Workers that do not count (LMCache 0.3, or others that always send 0) 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from lmcache_kit.clock import Clock
 from lmcache_kit.controller.counters import Counters
@@ -39,49 +39,55 @@ class Contents:
 
     # --- operations ---------------------------------------------------------------------------------------------------
 
-    def apply(self, worker: Worker, location: str, operations: Iterable[KVOpEvent], *, counted: bool = True) -> None:
+    def apply(self, worker: Worker, location: str, operations: Sequence[KVOpEvent], *, counted: bool = True) -> None:
         """Apply changes of one location in order; ``counted`` says whether they carry sequence numbers."""
-        index = self.index
         bit = self._slot(worker, location)
         session = worker.syncs.get(location)
-        shadow = session if session is not None and not session.complete else None
-        last = worker.seqs.get(location)
-        applied = 0
+        if counted:
+            operations = self._in_sequence(worker, location, operations, session)
+        self.index.change(bit, operations)
+        if session is not None and not session.complete:
+            session.touched.update(operation.key for operation in operations)
+            self.index.change(session.bit, operations)
+        self._counters.operations += len(operations)
+
+    def _in_sequence(
+        self, worker: Worker, location: str, operations: Sequence[KVOpEvent], session: SyncSession | None
+    ) -> Sequence[KVOpEvent]:
+        """The operations without those that came before; notes gaps."""
+        if not operations:
+            return operations
+        last, first = worker.seqs.get(location), operations[0].seq_num
+        if last is None:
+            last = first - 1
+            # A fresh worker starts at 0 (ours and LMCache's); anything else began before we listened, which a sync that
+            # started since has made good.
+            if first != 0 and session is None:
+                self._gap(worker, location, "operations_missed")
+        elif session is not None and not session.counted and first < last:
+            last = first - 1  # it began to count anew, was found out, and was synced
+        if session is not None:
+            session.counted = True
+        expected = last
+        for operation in operations:
+            expected += 1
+            if operation.seq_num != expected:
+                break
+        else:
+            worker.seqs[location] = expected
+            return operations
+        fresh = []
         for operation in operations:
             seq = operation.seq_num
-            if not counted:
-                pass
-            elif last is None:
-                # A fresh worker starts at 0 (ours and LMCache's); anything else began before we listened, which a sync
-                # that started since has made good.
-                if seq > 0 and session is None:
-                    self._gap(worker, location, "operations_missed")
-                last = seq
-            elif seq == last + 1:
-                last = seq
-            elif seq == last == 0:
-                pass  # it does not count at all
-            elif seq > last:
+            if seq > last + 1:
                 self._gap(worker, location, "sequence_gap")
-                last = seq
-            else:
+            elif seq <= last and not seq == last == 0:  # someone who always sends 0 does not count at all
                 self._gap(worker, location, "sequence_repeated")
                 continue
-            key = operation.key
-            if operation.op_type == "admit":
-                index.admit(bit, (key,))
-                if shadow is not None:
-                    shadow.touched.add(key)
-                    index.admit(shadow.bit, (key,))
-            else:
-                index.evict(bit, key)
-                if shadow is not None:
-                    shadow.touched.add(key)
-                    index.evict(shadow.bit, key)
-            applied += 1
-        if last is not None:
-            worker.seqs[location] = last
-        self._counters.operations += applied
+            last = seq
+            fresh.append(operation)
+        worker.seqs[location] = last
+        return fresh
 
     def drop(self, worker: Worker) -> None:
         """Forget everything that a worker holds, and its syncs."""
@@ -134,8 +140,6 @@ class Contents:
                 raise InvalidRequestError(f"sync_id {sync_id!r} is already used for {other.location}")
         if known is not None and not known.complete:
             self.index.retire(known.bit)
-        # The sync makes good whatever was lost, so counting begins anew with the next operation.
-        worker.seqs.pop(location, None)
         now = self._clock.now()
         worker.syncs[location] = SyncSession(
             sync_id=sync_id,

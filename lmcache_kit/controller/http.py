@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route as StarletteRoute
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from lmcache_kit.controller.config import ControllerConfig
 from lmcache_kit.controller.metrics import ControllerMetrics
@@ -123,8 +123,25 @@ class _Endpoint:
             raise InvalidRequestError(str(error) if body else "the body is empty; send a JSON object") from None
 
 
-def make_app(config: ControllerConfig, routes: list[Route], metrics: ControllerMetrics) -> Starlette:
+def make_app(config: ControllerConfig, routes: list[Route], metrics: ControllerMetrics) -> ASGIApp:
     """The ASGI application."""
+    endpoints = {(route.method, route.path): _Endpoint(route, config, metrics) for route in routes}
+    starlette = _starlette(config, routes, endpoints, metrics)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        # Exact paths need no router; all others, and wrong methods, are answered by Starlette.
+        endpoint = endpoints.get((scope.get("method", ""), scope.get("path", "")), starlette)
+        await endpoint(scope, receive, send)
+
+    return app
+
+
+def _starlette(
+    config: ControllerConfig,
+    routes: list[Route],
+    endpoints: dict[tuple[str, str], _Endpoint],
+    metrics: ControllerMetrics,
+) -> ASGIApp:
     document = _encoder.encode(openapi_document(routes, token=config.token is not None))
     get = Route(method="GET", path="", summary="", handler=_nothing, response=msgspec.Struct)
     guard = _Endpoint(get, config, metrics)
@@ -140,7 +157,7 @@ def make_app(config: ControllerConfig, routes: list[Route], metrics: ControllerM
     return Starlette(
         routes=[
             *(
-                StarletteRoute(route.path, _Endpoint(route, config, metrics), methods=[route.method])
+                StarletteRoute(route.path, endpoints[route.method, route.path], methods=[route.method])
                 for route in routes
             ),
             page("/metrics", metrics.content_type, metrics.render),

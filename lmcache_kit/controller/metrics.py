@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 
-from prometheus_client import CollectorRegistry, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
@@ -18,11 +19,32 @@ _OWN = "lmcache_kit_controller_"
 _BUCKETS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0)
 
 
+class _Histogram:
+    """Counts by bucket without a lock: one event loop writes, and the same loop reads."""
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(_BUCKETS) + 1)
+        self.total = 0.0
+
+    def observe(self, seconds: float) -> None:
+        self.counts[bisect_left(_BUCKETS, seconds)] += 1
+        self.total += seconds
+
+    def cumulated(self) -> list[tuple[str, float]]:
+        """As the Prometheus format wants them."""
+        sums, below = [], 0
+        for bound, count in zip((*map(str, _BUCKETS), "+Inf"), self.counts, strict=True):
+            below += count
+            sums.append((bound, float(below)))
+        return sums
+
+
 class _CoreCollector(Collector):
     """Reads the core when it is asked, so that nothing is counted twice."""
 
-    def __init__(self, core: ControllerCore) -> None:
+    def __init__(self, core: ControllerCore, seconds: Mapping[str, _Histogram]) -> None:
         self._core = core
+        self._seconds = seconds
 
     def collect(self) -> Iterator[Metric]:
         core, counters = self._core, self._core.counters
@@ -78,6 +100,10 @@ class _CoreCollector(Collector):
         for (path, status), count in sorted(counters.http.items()):
             http.add_metric((path, str(status)), count)
         yield http
+        histogram = HistogramMetricFamily(_OWN + "http_request_seconds", "Time to answer", labels=("path",))
+        for path, seconds in sorted(self._seconds.items()):
+            histogram.add_metric((path,), seconds.cumulated(), seconds.total)
+        yield histogram
 
 
 def _labelled(name: str, text: str, label: str, counts: Mapping[str, int]) -> CounterMetricFamily:
@@ -95,19 +121,16 @@ class ControllerMetrics:
     def __init__(self, core: ControllerCore) -> None:
         self._counters = core.counters
         self._registry = CollectorRegistry()
-        self._registry.register(_CoreCollector(core))
-        self._seconds = Histogram(
-            _OWN + "http_request_seconds", "Time to answer", ("path",), registry=self._registry, buckets=_BUCKETS
-        )
-        self._children: dict[str, Histogram] = {}
+        self._seconds: dict[str, _Histogram] = {}
+        self._registry.register(_CoreCollector(core, self._seconds))
 
     def observe(self, path: str, status: int, seconds: float) -> None:
         """An HTTP answer was sent."""
         self._counters.http[path, status] += 1
-        child = self._children.get(path)
-        if child is None:
-            child = self._children[path] = self._seconds.labels(path)
-        child.observe(seconds)
+        histogram = self._seconds.get(path)
+        if histogram is None:
+            histogram = self._seconds[path] = _Histogram()
+        histogram.observe(seconds)
 
     def render(self) -> bytes:
         """The Prometheus text."""

@@ -30,6 +30,8 @@ class SyncSession:
     touched: set[int] = field(default_factory=set)
     keys_received: int = 0
     complete: bool = False
+    counted: bool = False
+    """Whether an operation with a sequence number came since the start."""
 
     @property
     def ready(self) -> bool:

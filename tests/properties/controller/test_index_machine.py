@@ -75,6 +75,16 @@ class Model:
     beats: bool = False
     lost: set[str] = field(default_factory=set)
     last: BatchedKVOperationMsg | None = None
+    counted: set[str] = field(default_factory=set)
+    """Locations whose numbering the controller knows."""
+    blind: set[str] = field(default_factory=set)
+    """Locations that were synced before any number was known: what is lost right after cannot be noticed."""
+
+    def arrived(self, location):
+        self.counted.add(location)
+        if location in self.blind:
+            self.blind.discard(location)
+            self.lost.discard(location)
 
 
 class ControllerMachine(RuleBasedStateMachine):
@@ -115,6 +125,7 @@ class ControllerMachine(RuleBasedStateMachine):
             self.core.on_pushed(decode_pushed(encode(message)))
             model = self.models[worker]
             model.last = message
+            model.arrived(location)
             if location in model.lost:
                 model.must_sync = True  # the gap shows now
 
@@ -148,6 +159,9 @@ class ControllerMachine(RuleBasedStateMachine):
             assert known is not None
             if not known.alive:
                 model.clean, model.must_sync = False, True
+                model.counted.clear()
+                model.blind.clear()
+                model.last = None
 
     @rule()
     def sweep(self):
@@ -178,6 +192,8 @@ class ControllerMachine(RuleBasedStateMachine):
             old = {**name, "sync_id": f"old{self.syncs}"}
             self.core.on_request(FullSyncStartMsg(**old, total_keys=9, batch_count=2))
             self.core.on_pushed(FullSyncBatchMsg(**old, batch_id=0, keys=data.draw(st.lists(st.sampled_from(KEYS)))))
+        if location not in model.counted:
+            model.blind.add(location)
         snapshot = sorted(model.holds.get(location, ()))
         batches = [snapshot[i : i + 3] for i in range(0, len(snapshot), 3)] or [[]]
         start = FullSyncStartMsg(**name, total_keys=len(snapshot), batch_count=len(batches))
@@ -185,6 +201,7 @@ class ControllerMachine(RuleBasedStateMachine):
         for number in data.draw(st.permutations(range(len(batches))), "order"):
             if data.draw(st.booleans(), "a change meanwhile"):
                 self.core.on_pushed(self.change(worker, location, data.draw(operations)))
+                model.arrived(location)
             if not data.draw(st.booleans(), "the batch is lost"):
                 self.core.receive_pushed(encode(FullSyncBatchMsg(**name, batch_id=number, keys=batches[number])))
         self.core.receive_pushed(encode(FullSyncEndMsg(**name, actual_total_keys=len(snapshot))))
