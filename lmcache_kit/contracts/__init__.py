@@ -1,6 +1,6 @@
 """What a plugin implements, one module per kind."""
 
-from lmcache_kit.contracts.compression import CompressionMethod, SupportsBatchEncoding, SupportsLayerwise
+from lmcache_kit.contracts.compression import CompressionMethod, SupportsLayerwise
 from lmcache_kit.contracts.engine import Engine, EngineInfo, EngineSequence, SamplingParams
 from lmcache_kit.contracts.eviction import EvictionPolicy
 from lmcache_kit.contracts.launcher import LaunchedProcess, Launcher, LaunchSpec
@@ -62,7 +62,6 @@ __all__ = [
     "StorageContext",
     "StoragePlugin",
     "SupportsBatch",
-    "SupportsBatchEncoding",
     "SupportsHealth",
     "SupportsLayerwise",
     "TierView",

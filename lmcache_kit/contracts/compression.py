@@ -8,13 +8,13 @@ Capabilities:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import ClassVar, Protocol, runtime_checkable
 
 from lmcache_kit.contracts.storage import Buffer
 from lmcache_kit.kv.layout import KVLayout, KVTensor
 
-__all__ = ["CompressionMethod", "SupportsBatchEncoding", "SupportsLayerwise"]
+__all__ = ["CompressionMethod", "SupportsLayerwise"]
 
 
 class CompressionMethod(ABC):
@@ -43,17 +43,8 @@ class CompressionMethod(ABC):
 
 @runtime_checkable
 class SupportsLayerwise(Protocol):
-    """Optional: decode one layer without the rest, in layer order while bytes arrive."""
+    """Optional: decode one layer after the other; loads then never hold a whole decoded chunk beside its place."""
 
     def decode_layers(self, payload: memoryview, layout: KVLayout, num_tokens: int, version: int) -> Iterator[KVTensor]:
         """One tensor ``[1, P, T, H, D]`` per layer, in order."""
-        ...
-
-
-@runtime_checkable
-class SupportsBatchEncoding(Protocol):
-    """Optional: several chunks in one call, for devices that want large launches."""
-
-    def encode_many(self, chunks: Sequence[KVTensor]) -> list[Buffer]:
-        """One payload per chunk, in order; equal to :meth:`CompressionMethod.encode` of each."""
         ...

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from lmcache_kit.contracts.compression import CompressionMethod
+from lmcache_kit.contracts.compression import CompressionMethod, SupportsLayerwise
 from lmcache_kit.contracts.records import CompressionPlugin
 from lmcache_kit.contracts.storage import Buffer
 from lmcache_kit.errors import BlobError, UnknownNameError
@@ -84,20 +85,42 @@ class CodecSet:
     def decode_blob(self, blob: Blob) -> KVTensor:
         """KV of an unpacked blob. Raises BlobError."""
         header = blob.header
+        with self._blamed_on_the_bytes(header) as method:
+            kv = method.decode(blob.payload, header.layout, header.num_tokens, header.codec_version)
+        if kv.layout != header.layout or kv.num_tokens != header.num_tokens:
+            raise BlobError(f"{header.codec} decoded chunk {header.key.name()} to another shape than its header says")
+        return kv
+
+    def decode_into(self, blob: Blob, target: np.ndarray[Any, np.dtype[Any]]) -> None:
+        """KV of an unpacked blob into ``target`` ``[L, P, T', H, D]``, its first ``T'`` tokens. Raises BlobError.
+
+        A method that can decodes layer by layer, so that no whole chunk is held beside the target. After an error the
+        target's contents are undefined.
+        """
+        header = blob.header
+        with self._blamed_on_the_bytes(header) as method:
+            if not isinstance(method, SupportsLayerwise):
+                target[:] = self.decode_blob(blob).data[:, :, : target.shape[2]]
+                return
+            layers = method.decode_layers(blob.payload, header.layout, header.num_tokens, header.codec_version)
+            for place, layer in zip(target, layers, strict=True):
+                place[:] = layer.data[0, :, : target.shape[2]]
+
+    @contextlib.contextmanager
+    def _blamed_on_the_bytes(self, header: BlobHeader) -> Iterator[CompressionMethod]:
+        """The blob's method; whatever goes wrong inside is a BlobError."""
+        name = header.key.name()
         try:
             method = self.get(header.codec)
         except UnknownNameError as error:
-            raise BlobError(f"chunk {header.key.name()}: {error.message}", hint=error.hint) from None
+            raise BlobError(f"chunk {name}: {error.message}", hint=error.hint) from None
         try:
-            kv = method.decode(blob.payload, header.layout, header.num_tokens, header.codec_version)
+            yield method
         except BlobError:
             raise
         except Exception as error:
             # A method must raise BlobError; one that does not is treated as if it had, since the bytes are to blame.
-            raise BlobError(f"{header.codec} cannot decode chunk {header.key.name()}: {error}") from error
-        if kv.layout != header.layout or kv.num_tokens != header.num_tokens:
-            raise BlobError(f"{header.codec} decoded chunk {header.key.name()} to another shape than its header says")
-        return kv
+            raise BlobError(f"{header.codec} cannot decode chunk {name}: {error}") from error
 
 
 def verify_decoded(source: KVTensor, decoded: KVTensor, *, lossless: bool) -> str | None:

@@ -180,7 +180,7 @@ class Reader:
         blob = unpack_blob(data)
         check_header(blob.header, chunk.key, self._layout, chunk.num_tokens)
         stop = min(chunk.stop, out.num_tokens)
-        out.data[:, :, chunk.start : stop] = self._codecs.decode_blob(blob).data[:, :, : stop - chunk.start]
+        self._codecs.decode_into(blob, out.data[:, :, chunk.start : stop])
         return blob.header
 
     async def _drop(self, tier: int, place: _Found, cause: str, why: str) -> None:

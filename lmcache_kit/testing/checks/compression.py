@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from lmcache_kit.contracts.compression import CompressionMethod, SupportsBatchEncoding, SupportsLayerwise
+from lmcache_kit.contracts.compression import CompressionMethod, SupportsLayerwise
 from lmcache_kit.contracts.records import CompressionPlugin, Options
 from lmcache_kit.errors import BlobError, ConfigError, InvalidRequestError, UnavailableError
 from lmcache_kit.kv.layout import KVLayout, KVTensor
@@ -62,7 +62,6 @@ class _Subject:
         yield "unknown version", self.version
         yield "several threads", self.threads
         yield "layer by layer", self.layers
-        yield "several chunks at once", self.batch
 
     def decode(self, payload: object, layout: KVLayout, num_tokens: int) -> KVTensor:
         # One byte in front: a payload inside a blob is not aligned either.
@@ -194,14 +193,6 @@ class _Subject:
         require(len(parts) == _SMALL.num_layers, f"{len(parts)} layers, not {_SMALL.num_layers}")
         joined = b"".join(bytes(part.tobytes_view()) for part in parts)
         require(joined == bytes(whole.tobytes_view()), "the layers differ from the whole")
-        return ""
-
-    def batch(self) -> str:
-        if not isinstance(self._method, SupportsBatchEncoding):
-            raise Skipped("not offered")
-        chunks = [_normal(_SMALL, tokens) for tokens in (5, 1, 8)]
-        payloads = [bytes(payload) for payload in self._method.encode_many(chunks)]
-        require(payloads == [bytes(self._method.encode(kv)) for kv in chunks], "encode_many differs from encode")
         return ""
 
 
