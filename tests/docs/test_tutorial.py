@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 TUTORIAL = ROOT / "docs" / "tutorial" / "lookup-and-compress.md"
 SEEDS = ROOT.parent / "shared" / "seeds"
 PORTS = [8000, 8001, 8200, 9000, 9001, 9002, 9003]
-BLOCK = re.compile(r"^```(bash|json)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^```(bash|json|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 def blocks() -> list[tuple[str, str]]:
@@ -48,7 +48,14 @@ def matches(shown: object, real: object) -> bool:
         return True
     if isinstance(shown, dict):
         return isinstance(real, dict) and all(key in real and matches(shown[key], real[key]) for key in shown)
+    if isinstance(shown, list):
+        return isinstance(real, list) and len(shown) == len(real) and all(map(matches, shown, real))
     return shown == real
+
+
+def words(text: str) -> list[str]:
+    """The words of a table without its rules."""
+    return [word for word in text.split() if word.strip("─")]
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +70,8 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     commands = "\n".join(f"{text}\necho; echo '{marker}'" for language, text in blocks() if language == "bash")
     # Job control gives each server its own process group, as in a terminal; whatever is left at the end is stopped.
     script = f"set -m -o pipefail\ntrap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT\nset -e\n{commands}"
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONHASHSEED"}
+    environment = {**inherited, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     done = subprocess.run(
         ["bash", "-c", script], cwd=folder, env=environment, capture_output=True, text=True, timeout=110
     )
@@ -80,9 +88,18 @@ def test_every_block_runs(session: list[str]) -> None:
 def test_the_answers_are_those_in_the_text(session: list[str]) -> None:
     printed = [value for text in session for value in json_values(text)]
     shown = [json.loads(text) for language, text in blocks() if language == "json"]
-    assert len(shown) >= 4
+    assert len(shown) >= 7
     for value in shown:
         assert any(matches(value, real) for real in printed), f"no command answered {value}, only {printed}"
+
+
+def test_the_tables_are_those_in_the_text(session: list[str]) -> None:
+    # Word by word, since the text is narrower than the output; a row that is broken over lines there has one column.
+    printed = " ".join(words("\n".join(session)))
+    tables = [text for language, text in blocks() if language == "text"]
+    assert len(tables) >= 2
+    for table in tables:
+        assert " ".join(words(table)) in printed
 
 
 def test_the_job_ends_and_the_second_completion_reads_the_compressed_chunk(session: list[str]) -> None:
