@@ -27,6 +27,7 @@ __all__ = ["make_app"]
 
 log = logging.getLogger(__name__)
 
+_MOST_DISCARDED = 256 * 2**20
 _JSON = (b"content-type", b"application/json")
 _encoder = msgspec.json.Encoder()
 
@@ -92,6 +93,8 @@ class _Endpoint:
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
         for name, value in scope["headers"]:
             if name == b"content-length" and value.isdigit() and int(value) > self._limit:
+                if not any(other == b"expect" for other, _ in scope["headers"]):
+                    await self._discard(receive, int(value))
                 raise self._too_large()
         message = await receive()
         body: bytes = message.get("body", b"")
@@ -107,8 +110,20 @@ class _Endpoint:
             parts.append(message.get("body", b""))
             size += len(parts[-1])
             if size > self._limit:
+                parts.clear()
+                if message.get("more_body", False):
+                    await self._discard(receive, _MOST_DISCARDED)
                 raise self._too_large()
         return b"".join(parts)
+
+    async def _discard(self, receive: Receive, size: int) -> None:
+        """Read on, up to a bound: a client still sending when we answer and close sees a reset, not the answer."""
+        left = min(size, _MOST_DISCARDED)
+        while left > 0:
+            message = await receive()
+            if not message.get("more_body", False):
+                return
+            left -= len(message.get("body", b""))
 
     def _too_large(self) -> _TooLargeError:
         return _TooLargeError(

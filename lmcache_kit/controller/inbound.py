@@ -45,6 +45,7 @@ log = logging.getLogger(__name__)
 
 _NOBODY = BatchedP2PLookupRetMsg(layout_info=[("", "", 0, "")])
 _MOST_STRANGERS = 1000
+_MOST_WARNINGS = 10
 _SLOWEST_BEAT = 300.0
 
 
@@ -85,8 +86,7 @@ class Inbound:
         try:
             message = decode_pushed(payload)
         except InvalidRequestError as error:
-            self._counters.malformed["pull"] += 1
-            log.warning("frame on the pull socket left out: %s", error)
+            self._malformed("pull", error)
             return
         try:
             self.on_pushed(message)
@@ -103,8 +103,7 @@ class Inbound:
         try:
             message = decode_worker_request(payload)
         except InvalidRequestError as error:
-            self._counters.malformed[socket] += 1
-            log.warning("frame on the %s socket refused: %s", socket, error)
+            self._malformed(socket, error)
             return encode(ErrorMsg(error=error.message, status=error.status))
         try:
             return encode(self.on_request(message))
@@ -112,6 +111,13 @@ class Inbound:
             self._counters.rejected[type(message).__name__] += 1
             log.exception("%s refused", type(message).__name__)
             return encode(ErrorMsg(error=f"the controller failed on {type(message).__name__}: {type(error).__name__}"))
+
+    def _malformed(self, socket: str, error: InvalidRequestError) -> None:
+        self._counters.malformed[socket] += 1
+        if self._counters.malformed[socket] <= _MOST_WARNINGS:
+            log.warning("frame on the %s socket left out: %s", socket, error)
+            if self._counters.malformed[socket] == _MOST_WARNINGS:
+                log.warning("more of them on the %s socket are only counted, see /metrics", socket)
 
     # --- messages -----------------------------------------------------------------------------------------------------
 

@@ -60,7 +60,7 @@ async def test_large_bodies_are_refused_however_they_come(make_fleet):
         for start in range(0, len(large), 100):
             yield large[start : start + 100]
 
-    for content in (large, pieces()):
+    for content in (large, pieces(), b" " * 20_000_000):
         answer = await fleet.http.post("/lookup", content=content)
         assert answer.status_code == 413
         assert "1000 bytes" in answer.json()["detail"]
