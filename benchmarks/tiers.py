@@ -25,9 +25,9 @@ import numpy as np
 from lmcache_kit.clock import WallClock
 from lmcache_kit.contracts.records import EvictionPlugin, PlacementPlugin, StoragePlugin
 from lmcache_kit.contracts.storage import StorageBackend, StorageContext
-from lmcache_kit.instance.codecs import CodecSet
-from lmcache_kit.instance.store import KVStore
-from lmcache_kit.instance.tiers import Tier
+from lmcache_kit.instance.core.tiers import Tier
+from lmcache_kit.instance.store.codecs import CodecSet
+from lmcache_kit.instance.store.store import KVStore
 from lmcache_kit.kv import ChunkHasher, HashSpec, KVLayout, KVTensor
 from lmcache_kit.plugins import registry
 from lmcache_kit.units import format_size

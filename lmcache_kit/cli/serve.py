@@ -78,7 +78,7 @@ def serve(
         raise ConfigError(f"two models are named, {model_argument!r} and {model!r}", hint="name one")
     name = model or model_argument
 
-    from lmcache_kit.instance.config import load_config
+    from lmcache_kit.instance.config.loading import load_config
     from lmcache_kit.instance.server import bind, run
 
     instance = load_config(config)

@@ -13,13 +13,13 @@ from lmcache_kit.contracts.records import EvictionPlugin, PlacementPlugin, Stora
 from lmcache_kit.contracts.storage import StorageContext
 from lmcache_kit.contracts.transport import Transport
 from lmcache_kit.errors import ConfigError, LMCacheKitError, UnknownNameError
-from lmcache_kit.instance.codecs import CodecSet
-from lmcache_kit.instance.config_extension import SECTION
-from lmcache_kit.instance.config_model import InstanceConfig, PeerSpec, TierSpec
-from lmcache_kit.instance.events import CacheChange, EventSink
-from lmcache_kit.instance.operations import PeerLink
-from lmcache_kit.instance.store import KVStore
-from lmcache_kit.instance.tiers import Tier
+from lmcache_kit.instance.config.extension import SECTION
+from lmcache_kit.instance.config.model import InstanceConfig, PeerSpec, TierSpec
+from lmcache_kit.instance.core.events import CacheChange, EventSink
+from lmcache_kit.instance.core.tiers import Tier
+from lmcache_kit.instance.store.codecs import CodecSet
+from lmcache_kit.instance.store.operations import PeerLink
+from lmcache_kit.instance.store.store import KVStore
 from lmcache_kit.kv.hashing import ChunkHasher
 from lmcache_kit.plugins import PluginRegistry, registry
 

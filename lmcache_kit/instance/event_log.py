@@ -11,7 +11,7 @@ from typing import Self
 import msgspec
 
 from lmcache_kit.errors import ConfigError
-from lmcache_kit.instance.events import CacheEvent
+from lmcache_kit.instance.core.events import CacheEvent
 
 __all__ = ["CacheEventLog"]
 

@@ -12,12 +12,12 @@ from lmcache_kit.contracts.engine import EngineInfo
 from lmcache_kit.contracts.storage import Buffer, SupportsHealth
 from lmcache_kit.contracts.transport import Transport
 from lmcache_kit.errors import ConfigError, ConflictError, LMCacheKitError, UnavailableError
-from lmcache_kit.instance.addresses import is_loopback, route_to
 from lmcache_kit.instance.build import build_codecs, build_store, build_tiers, build_transport
-from lmcache_kit.instance.config_model import InstanceConfig, LinkSpec
-from lmcache_kit.instance.events import CacheChange, EventSink
+from lmcache_kit.instance.config.model import InstanceConfig, LinkSpec
+from lmcache_kit.instance.core.events import CacheChange, EventSink
 from lmcache_kit.instance.peer import PeerClient, PeerServer
-from lmcache_kit.instance.worker import ControllerWorker
+from lmcache_kit.instance.worker.addresses import is_loopback, route_to
+from lmcache_kit.instance.worker.worker import ControllerWorker
 from lmcache_kit.plugins import PluginRegistry
 
 __all__ = ["InstanceRuntime"]

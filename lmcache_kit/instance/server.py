@@ -18,11 +18,11 @@ import uvloop
 from lmcache_kit.clock import Clock, WallClock
 from lmcache_kit.contracts.engine import Engine
 from lmcache_kit.errors import ConfigError
-from lmcache_kit.instance.config_model import InstanceConfig
+from lmcache_kit.instance.config.model import InstanceConfig
 from lmcache_kit.instance.event_log import CacheEventLog
-from lmcache_kit.instance.generation import Generator
-from lmcache_kit.instance.http import InstanceApp
-from lmcache_kit.instance.metrics import InstanceMetrics
+from lmcache_kit.instance.http.app import InstanceApp
+from lmcache_kit.instance.http.generation import Generator
+from lmcache_kit.instance.http.metrics import InstanceMetrics
 from lmcache_kit.instance.runtime import InstanceRuntime
 
 __all__ = ["bind", "run", "serve"]

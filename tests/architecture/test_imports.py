@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 CORE = ROOT / "lmcache_kit"
+PARTS = {"core", "store", "config", "peer", "worker", "http"}
 
 
 def imported_at_run_time(path: Path) -> set[str]:
@@ -74,10 +75,18 @@ def test_the_controller_core_does_no_io(module: str) -> None:
     assert not found & {"asyncio", "zmq", "time", "threading", "socket", "starlette", "random"}
 
 
-@pytest.mark.parametrize("module", ["cache", "tiers", "pins"])
-def test_the_instance_core_does_no_io(module: str) -> None:
-    found = imported_at_run_time(CORE / "instance" / f"{module}.py")
-    assert not found & {"asyncio", "zmq", "time", "threading", "socket", "concurrent.futures", "random"}
+def test_the_instance_core_does_no_io() -> None:
+    io = ("asyncio", "zmq", "time", "threading", "socket", "concurrent", "random", "os", "pathlib")
+    assert offenders("instance/core", io) == []
+    assert offenders("instance/core", tuple(f"lmcache_kit.instance.{part}" for part in PARTS - {"core"})) == []
+
+
+def test_the_parts_of_an_instance_stand_in_one_order() -> None:
+    """The core knows nobody, the store only the core, and the servers do not know each other."""
+    for part in ("store", "peer", "worker", "http"):
+        allowed = {"store": {"core"}}.get(part, {"core", "store"})
+        forbidden = tuple(f"lmcache_kit.instance.{other}" for other in PARTS - allowed - {part, "config"})
+        assert offenders(f"instance/{part}", forbidden) == []
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from lmcache_kit.controller.config import ControllerConfig, MonitorPorts
 from lmcache_kit.controller.server import ControllerServer
-from lmcache_kit.instance.openapi import openapi
+from lmcache_kit.instance.http.openapi import openapi
 
 PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "http.md").read_text()
 PATH = re.compile(r"`(GET|POST) (/[^`]*)`")

@@ -9,7 +9,7 @@ import msgspec
 
 from lmcache_kit import messages
 from lmcache_kit.builtin.transports.records import RECORDS
-from lmcache_kit.instance import peer_messages
+from lmcache_kit.instance.peer import messages as peer_messages
 
 FOLDER = Path(__file__).parents[2] / "docs" / "reference"
 PROTOCOL = (FOLDER / "protocol.md").read_text()

@@ -10,10 +10,10 @@ import httpx
 import pytest
 
 from lmcache_kit.clock import WallClock
-from lmcache_kit.instance.config import instance_config
-from lmcache_kit.instance.generation import Generator
-from lmcache_kit.instance.http import InstanceApp
-from lmcache_kit.instance.metrics import InstanceMetrics
+from lmcache_kit.instance.config.loading import instance_config
+from lmcache_kit.instance.http.app import InstanceApp
+from lmcache_kit.instance.http.generation import Generator
+from lmcache_kit.instance.http.metrics import InstanceMetrics
 from lmcache_kit.instance.runtime import InstanceRuntime
 
 CHUNK = 128

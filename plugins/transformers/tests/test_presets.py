@@ -16,7 +16,7 @@ from tokenizers import pre_tokenizers
 
 from lmcache_kit.contracts import EnginePlugin, SamplingParams
 from lmcache_kit.errors import ConfigError
-from lmcache_kit.instance.text_stream import IncrementalText
+from lmcache_kit.instance.http.text_stream import IncrementalText
 from lmcache_kit.plugins import registry
 from lmcache_kit.testing.checks import check_plugin
 

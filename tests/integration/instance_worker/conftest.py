@@ -16,9 +16,9 @@ import zmq.asyncio
 
 from lmcache_kit.clock import WallClock
 from lmcache_kit.errors import ConflictError, NotFoundError, UnknownNameError
-from lmcache_kit.instance.config import instance_config
-from lmcache_kit.instance.events import CacheChange
-from lmcache_kit.instance.worker import ControllerWorker
+from lmcache_kit.instance.config.loading import instance_config
+from lmcache_kit.instance.core.events import CacheChange
+from lmcache_kit.instance.worker.worker import ControllerWorker
 from lmcache_kit.kv.keys import ChunkKey
 from lmcache_kit.messages import (
     BatchedKVOperationMsg,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lmcache_kit.instance import membership
+from lmcache_kit.instance.worker import membership
 from lmcache_kit.messages import (
     DeRegisterMsg,
     ErrorMsg,

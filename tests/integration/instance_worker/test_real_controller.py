@@ -14,7 +14,7 @@ from lmcache_kit.clock import WallClock
 from lmcache_kit.contracts.engine import EngineInfo
 from lmcache_kit.controller.config import ControllerConfig, MonitorPorts
 from lmcache_kit.controller.server import ControllerServer
-from lmcache_kit.instance.config import instance_config
+from lmcache_kit.instance.config.loading import instance_config
 from lmcache_kit.instance.runtime import InstanceRuntime
 from lmcache_kit.kv.layout import KVLayout, KVTensor
 

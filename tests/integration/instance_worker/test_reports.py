@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from lmcache_kit.instance import full_sync, reporting
-from lmcache_kit.instance import worker as worker_module
+from lmcache_kit.instance.worker import full_sync, reporting
+from lmcache_kit.instance.worker import worker as worker_module
 from lmcache_kit.messages import (
     BatchedKVOperationMsg,
     ErrorMsg,

@@ -10,10 +10,10 @@ from lmcache_kit.builtin.transports.zeromq import ZmqTransport
 from lmcache_kit.clock import WallClock
 from lmcache_kit.contracts.records import EvictionPlugin, PlacementPlugin, StoragePlugin
 from lmcache_kit.contracts.storage import StorageContext
-from lmcache_kit.instance.codecs import CodecSet
+from lmcache_kit.instance.core.tiers import Tier
 from lmcache_kit.instance.peer import PeerServer
-from lmcache_kit.instance.store import KVStore
-from lmcache_kit.instance.tiers import Tier
+from lmcache_kit.instance.store.codecs import CodecSet
+from lmcache_kit.instance.store.store import KVStore
 from lmcache_kit.kv import ChunkHasher, HashSpec, KVLayout
 from lmcache_kit.plugins import registry
 

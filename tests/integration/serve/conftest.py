@@ -17,9 +17,9 @@ from lmcache_kit.builtin.engines.options import SyntheticOptions
 from lmcache_kit.builtin.engines.synthetic import SyntheticEngine
 from lmcache_kit.clock import WallClock
 from lmcache_kit.contracts.engine import Engine, EngineInfo, EngineSequence, SamplingParams
-from lmcache_kit.instance.generation import Generator
-from lmcache_kit.instance.http import InstanceApp
-from lmcache_kit.instance.metrics import InstanceMetrics
+from lmcache_kit.instance.http.app import InstanceApp
+from lmcache_kit.instance.http.generation import Generator
+from lmcache_kit.instance.http.metrics import InstanceMetrics
 from lmcache_kit.kv import KVLayout, KVTensor
 
 CHUNK = 64

@@ -11,7 +11,7 @@ import pytest
 
 from lmcache_kit.contracts import SamplingParams
 from lmcache_kit.errors import UnavailableError
-from lmcache_kit.instance.completion import GenerationRequest
+from lmcache_kit.instance.http.completion import GenerationRequest
 
 DEADLINE = 30
 

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmcache_kit.errors import ConfigError
-from lmcache_kit.instance.config import InstanceConfig, instance_config, load_config
-from lmcache_kit.instance.config_extension import Extension, LinkOptions, TierOptions, TransportOptions
-from lmcache_kit.instance.config_keys import ALIASES, ENGINE_KEYS, OLD_KEYS
+from lmcache_kit.instance.config.extension import Extension, LinkOptions, TierOptions, TransportOptions
+from lmcache_kit.instance.config.keys import ALIASES, ENGINE_KEYS, OLD_KEYS
+from lmcache_kit.instance.config.loading import InstanceConfig, instance_config, load_config
 
 KEYS = sorted([*ENGINE_KEYS, *ALIASES, *OLD_KEYS, "ec"])
 OURS = sorted(

@@ -18,9 +18,9 @@ from lmcache_kit.clock import ManualClock
 from lmcache_kit.contracts.placement import PlacementPolicy, Promotion
 from lmcache_kit.contracts.records import EvictionPlugin
 from lmcache_kit.errors import CapacityError
-from lmcache_kit.instance.cache import CacheCore
-from lmcache_kit.instance.events import CacheChange
-from lmcache_kit.instance.tiers import EntryState, TierState
+from lmcache_kit.instance.core.cache import CacheCore
+from lmcache_kit.instance.core.events import CacheChange
+from lmcache_kit.instance.core.tiers import EntryState, TierState
 from lmcache_kit.kv.keys import ChunkKey
 from lmcache_kit.plugins import registry
 

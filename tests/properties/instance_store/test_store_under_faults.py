@@ -19,10 +19,10 @@ from lmcache_kit.clock import ManualClock
 from lmcache_kit.contracts.records import EvictionPlugin, PlacementPlugin
 from lmcache_kit.contracts.storage import StorageBackend
 from lmcache_kit.errors import ConflictError, NotFoundError, UnavailableError
-from lmcache_kit.instance.codecs import CodecSet
-from lmcache_kit.instance.events import CacheChange
-from lmcache_kit.instance.store import KVStore
-from lmcache_kit.instance.tiers import EntryState, Tier
+from lmcache_kit.instance.core.events import CacheChange
+from lmcache_kit.instance.core.tiers import EntryState, Tier
+from lmcache_kit.instance.store.codecs import CodecSet
+from lmcache_kit.instance.store.store import KVStore
 from lmcache_kit.kv import ChunkHasher, ChunkKey, HashSpec, KVLayout, KVTensor, peek_header
 from lmcache_kit.plugins import registry
 

@@ -7,7 +7,7 @@ from collections import Counter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmcache_kit.instance.change_queue import ChangeQueue
+from lmcache_kit.instance.worker.change_queue import ChangeQueue
 
 LOCATIONS = ("LocalCPUBackend", "LocalDiskBackend")
 actions = st.lists(

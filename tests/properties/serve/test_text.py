@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmcache_kit.instance.text_stream import IncrementalText, StopMatcher
+from lmcache_kit.instance.http.text_stream import IncrementalText, StopMatcher
 
 
 def decode(tokens: Sequence[int]) -> str:

@@ -12,7 +12,7 @@ from lmcache_kit.clock import WallClock
 from lmcache_kit.contracts.engine import EngineInfo
 from lmcache_kit.errors import ConfigError, ConflictError
 from lmcache_kit.instance.build import build_store, build_tiers, build_transport
-from lmcache_kit.instance.config import instance_config
+from lmcache_kit.instance.config.loading import instance_config
 from lmcache_kit.instance.runtime import InstanceRuntime
 from lmcache_kit.kv.blob import peek_header
 from lmcache_kit.kv.layout import KVLayout, KVTensor

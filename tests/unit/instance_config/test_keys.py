@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from lmcache_kit.errors import ConfigError
-from lmcache_kit.instance.config import instance_config, load_config
-from lmcache_kit.instance.config_keys import ALIASES, ENGINE_KEYS, OLD_KEYS, ConfigKey
+from lmcache_kit.instance.config.keys import ALIASES, ENGINE_KEYS, OLD_KEYS, ConfigKey
+from lmcache_kit.instance.config.loading import instance_config, load_config
 
 # LMCache 0.5.6's keys, spelled out once more so that the table cannot lose one unnoticed.
 NAMES = """

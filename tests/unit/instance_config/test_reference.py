@@ -6,16 +6,16 @@ from pathlib import Path
 
 import yaml
 
-from lmcache_kit.instance.config import instance_config
-from lmcache_kit.instance.config_keys import ALIASES, ENGINE_KEYS, OLD_KEYS
-from lmcache_kit.instance.config_reference import reference
+from lmcache_kit.instance.config.keys import ALIASES, ENGINE_KEYS, OLD_KEYS
+from lmcache_kit.instance.config.loading import instance_config
+from lmcache_kit.instance.config.reference import reference
 
 PAGE = Path(__file__).parents[3] / "docs" / "reference" / "configuration.md"
 
 
 def test_the_page_is_up_to_date() -> None:
     assert PAGE.read_text(encoding="utf-8") == reference(), (
-        "run: python -m lmcache_kit.instance.config_reference > docs/reference/configuration.md"
+        "run: python -m lmcache_kit.instance.config.reference > docs/reference/configuration.md"
     )
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from lmcache_kit.instance.addresses import Address
-from lmcache_kit.instance.config import InstanceConfig, TierSpec, load_config
+from lmcache_kit.instance.config.loading import InstanceConfig, TierSpec, load_config
+from lmcache_kit.instance.worker.addresses import Address
 
 SEEDS = Path(__file__).parent / "seeds"
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lmcache_kit.errors import ConfigError
-from lmcache_kit.instance.config import DEFAULT_INSTANCE_ID, LinkSpec, PluginSpec, instance_config, load_config
+from lmcache_kit.instance.config.loading import DEFAULT_INSTANCE_ID, LinkSpec, PluginSpec, instance_config, load_config
 
 JOINED: dict[str, Any] = {
     "enable_controller": True,

@@ -16,10 +16,10 @@ from lmcache_kit.clock import ManualClock
 from lmcache_kit.contracts.records import EvictionPlugin, PlacementPlugin
 from lmcache_kit.contracts.storage import Buffer, StorageBackend
 from lmcache_kit.errors import UnavailableError
-from lmcache_kit.instance.codecs import CodecSet
-from lmcache_kit.instance.events import CacheChange, CacheEvent
-from lmcache_kit.instance.store import KVStore
-from lmcache_kit.instance.tiers import Tier
+from lmcache_kit.instance.core.events import CacheChange, CacheEvent
+from lmcache_kit.instance.core.tiers import Tier
+from lmcache_kit.instance.store.codecs import CodecSet
+from lmcache_kit.instance.store.store import KVStore
 from lmcache_kit.kv import ChunkHasher, HashSpec, KVLayout, KVTensor
 from lmcache_kit.plugins import registry
 

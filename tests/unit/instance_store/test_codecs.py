@@ -8,7 +8,7 @@ from lmcache_kit.contracts.compression import CompressionMethod
 from lmcache_kit.contracts.records import CompressionPlugin
 from lmcache_kit.errors import BlobError, ConfigError, UnknownNameError
 from lmcache_kit.hookspecs import hookimpl
-from lmcache_kit.instance.codecs import CodecSet, verify_decoded
+from lmcache_kit.instance.store.codecs import CodecSet, verify_decoded
 from lmcache_kit.kv import BlobHeader, ChunkKey, KVLayout, KVTensor, pack_blob, peek_header
 from lmcache_kit.plugins import PluginRegistry
 

@@ -9,7 +9,7 @@ import pytest
 
 from lmcache_kit.contracts import CompressionMethod
 from lmcache_kit.errors import BlobError
-from lmcache_kit.instance.codecs import CodecSet
+from lmcache_kit.instance.store.codecs import CodecSet
 from lmcache_kit.kv import ChunkKey, KVLayout, KVTensor, unpack_blob
 
 LAYOUT = KVLayout(3, 2, 4, "float16")

@@ -4,7 +4,7 @@ import pytest
 
 from lmcache_kit.clock import ManualClock
 from lmcache_kit.errors import CapacityError, ConflictError, NotFoundError
-from lmcache_kit.instance.jobs import JobTable
+from lmcache_kit.instance.store.jobs import JobTable
 
 
 async def test_jobs_run_in_order_and_one_at_a_time():

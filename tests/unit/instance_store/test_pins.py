@@ -4,7 +4,7 @@ import pytest
 
 from lmcache_kit.clock import ManualClock
 from lmcache_kit.errors import InvalidRequestError
-from lmcache_kit.instance.pins import PinTable
+from lmcache_kit.instance.core.pins import PinTable
 
 
 @pytest.fixture

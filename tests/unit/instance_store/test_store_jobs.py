@@ -11,7 +11,7 @@ from lmcache_kit.contracts.compression import CompressionMethod
 from lmcache_kit.contracts.records import CompressionPlugin
 from lmcache_kit.errors import ConflictError, InvalidRequestError, NotFoundError, UnknownNameError
 from lmcache_kit.hookspecs import hookimpl
-from lmcache_kit.instance.codecs import CodecSet
+from lmcache_kit.instance.store.codecs import CodecSet
 from lmcache_kit.kv import KVTensor, peek_header
 from lmcache_kit.plugins import PluginRegistry
 

@@ -4,8 +4,8 @@ import logging
 import pytest
 
 from lmcache_kit.errors import UnavailableError
-from lmcache_kit.instance.execution import BackgroundQueue, Signal, Work
-from lmcache_kit.instance.tier_io import TierIO
+from lmcache_kit.instance.store.execution import BackgroundQueue, Signal, Work
+from lmcache_kit.instance.store.tier_io import TierIO
 
 REMOTE = "RemoteBackend"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lmcache_kit.instance.addresses import Address, host_of, is_loopback, parse_address, route_to
+from lmcache_kit.instance.worker.addresses import Address, host_of, is_loopback, parse_address, route_to
 
 
 def test_the_route_to_this_machine_is_loopback() -> None:

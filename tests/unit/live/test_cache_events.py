@@ -8,8 +8,8 @@ import pytest
 
 from lmcache_kit.clock import ManualClock
 from lmcache_kit.errors import ConfigError
+from lmcache_kit.instance.core.events import CacheEvent
 from lmcache_kit.instance.event_log import CacheEventLog
-from lmcache_kit.instance.events import CacheEvent
 from lmcache_kit.kv.keys import ChunkKey
 from lmcache_kit.live.cache_events import merge_cache_events
 from lmcache_kit.live.events import EventLog

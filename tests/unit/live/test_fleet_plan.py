@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from lmcache_kit.instance.config import load_config
+from lmcache_kit.instance.config.loading import load_config
 from lmcache_kit.live import OutputFolder
 from lmcache_kit.live.fleet_plan import FleetPlan, plan_fleet
 from lmcache_kit.plugins import PluginRegistry

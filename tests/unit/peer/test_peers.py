@@ -19,7 +19,7 @@ from lmcache_kit.errors import (
     UnknownNameError,
 )
 from lmcache_kit.instance.peer import PeerServer
-from lmcache_kit.instance.peer_messages import MAX_PAGE, Answer, GetRequest, PutRequest, encode_message
+from lmcache_kit.instance.peer.messages import MAX_PAGE, Answer, GetRequest, PutRequest, encode_message
 from lmcache_kit.kv import ChunkKey
 
 LONG = 30.0

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lmcache_kit.errors import InvalidRequestError
-from lmcache_kit.instance.schemas import CompletionBody, DetokenizeBody, TokenizeBody, decode_body
+from lmcache_kit.instance.http.schemas import CompletionBody, DetokenizeBody, TokenizeBody, decode_body
 
 
 def body(**values: Any) -> CompletionBody:

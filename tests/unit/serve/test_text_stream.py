@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from lmcache_kit.instance.text_stream import IncrementalText, StopMatcher
+from lmcache_kit.instance.http.text_stream import IncrementalText, StopMatcher
 
 
 def decode(tokens: Sequence[int]) -> str:

@@ -1,0 +1,1 @@
+"""The users' side of an instance: OpenAI-style requests, generation, metrics."""

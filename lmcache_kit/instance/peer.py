@@ -1,9 +1,0 @@
-"""Chunks between instances: the server that offers them and the client that sends and fetches them."""
-
-from __future__ import annotations
-
-from lmcache_kit.instance.peer_client import PeerClient
-from lmcache_kit.instance.peer_server import PeerServer, PeerStore
-from lmcache_kit.instance.peer_url import normal_peer_url, same_peer
-
-__all__ = ["PeerClient", "PeerServer", "PeerStore", "normal_peer_url", "same_peer"]

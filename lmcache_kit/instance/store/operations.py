@@ -1,0 +1,285 @@
+"""What jobs do: compress, decompress and move stored chunks, each chunk as one transaction."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from lmcache_kit.contracts.storage import Buffer
+from lmcache_kit.errors import (
+    BlobError,
+    ConflictError,
+    LMCacheKitError,
+    NotFoundError,
+    TransportError,
+    UnavailableError,
+)
+from lmcache_kit.instance.core.cache import CacheCore
+from lmcache_kit.instance.core.tiers import Entry, TierState
+from lmcache_kit.instance.store.codecs import CodecSet, verify_decoded
+from lmcache_kit.instance.store.execution import Signal, Work
+from lmcache_kit.instance.store.jobs import Job
+from lmcache_kit.instance.store.reader import check_header
+from lmcache_kit.instance.store.tier_io import TierIO
+from lmcache_kit.instance.store.writer import Writer
+from lmcache_kit.kv.blob import unpack_blob
+from lmcache_kit.kv.keys import ChunkKey
+from lmcache_kit.kv.layout import KVLayout
+
+__all__ = ["Operations", "PeerLink"]
+
+RAW = "naive"
+PEER_TIMEOUT = 30.0
+
+
+class PeerLink(Protocol):
+    """The part of the peer client that moves need."""
+
+    async def send(self, peer_url: str, location: str, blob: Buffer, *, timeout: float) -> int:
+        """Tokens of the chunk once the peer verified and stored it."""
+        ...
+
+    def is_self(self, peer_url: str) -> bool:
+        """Whether the address is this instance's own."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Recoded:
+    blob: bytes
+    before: int
+
+
+class Operations:
+    """Plans and carries out the work of jobs. Planning never waits; work is done chunk by chunk, in order.
+
+    A job ends at the first chunk that fails and leaves that chunk as it was; running it again goes on from there.
+    """
+
+    def __init__(
+        self,
+        core: CacheCore,
+        io: TierIO,
+        work: Work,
+        signal: Signal,
+        writer: Writer,
+        codecs: CodecSet,
+        layout: KVLayout,
+        peers: PeerLink | None,
+    ) -> None:
+        self._core = core
+        self._io = io
+        self._work = work
+        self._signal = signal
+        self._writer = writer
+        self._codecs = codecs
+        self._layout = layout
+        self._peers = peers
+
+    # --- plans -------------------------------------------------------------------------------------------------------
+
+    def plan(self, tier: TierState, names: Sequence[str] | None) -> list[Entry]:
+        """The readable objects among ``names``, or all of the tier's for None. Raises NotFoundError for none."""
+        if names is None:
+            entries = [entry for entry in tier.listed() if tier.ready(entry.name) is not None]
+        else:
+            entries = [entry for name in names if (entry := tier.ready(name)) is not None]
+        if not entries:
+            what = "holds nothing" if names is None else "holds none of these tokens"
+            raise NotFoundError(f"{tier.location} {what}", hint="look the tokens up to see where they are")
+        return entries
+
+    def plan_decompress(self, tier: TierState, entries: Sequence[Entry], method: str) -> list[Entry]:
+        """Those of ``entries`` that are in ``method``. Raises ConflictError, naming what they are in, for none."""
+        planned = [entry for entry in entries if entry.codec in (method, "")]
+        if not planned:
+            others = Counter(entry.codec for entry in entries)
+            listed = ", ".join(f"{count} in {codec!r}" for codec, count in sorted(others.items()))
+            raise ConflictError(
+                f"no chunk of these tokens in {tier.location} is compressed with {method!r}",
+                hint=f"of {len(entries)} chunks there are {listed}",
+            )
+        return planned
+
+    # --- compress and decompress -------------------------------------------------------------------------------------
+
+    async def recode(self, job: Job, tier: int, keys: Sequence[ChunkKey], method: str, source: str | None) -> None:
+        """Put every chunk into ``method``; only those that are in ``source`` when it is given."""
+        job.device = (await self._work.call(self._codecs.get, source or method)).device
+        same = gone = other = 0
+        for key in keys:
+            entry = self._core.acquire(tier, key.name())
+            if entry is None:
+                gone += 1
+                continue
+            try:
+                if source is not None and entry.codec not in (source, ""):
+                    other += 1
+                elif entry.codec == method:
+                    job.add(tokens=entry.num_tokens, before=entry.nbytes, after=entry.nbytes)
+                    same += 1
+                else:
+                    gone += not await self._recode_one(job, tier, entry, method)
+            finally:
+                self._core.release(tier, entry)
+                self._signal.notify()
+        if same:
+            job.notes.append(f"{same} of {len(keys)} chunks already in {method!r}: nothing to do for them")
+        if gone:
+            job.notes.append(f"{gone} of {len(keys)} chunks left the location before their turn")
+        if other:
+            job.notes.append(f"{other} of {len(keys)} chunks were put into another method before their turn")
+
+    async def _recode_one(self, job: Job, tier: int, entry: Entry, method: str) -> bool:
+        """Whether the object was still there to be replaced."""
+        with _naming(entry):
+            blob = await self._read(tier, entry)
+            new = await self._work.call(self._recoded, blob, entry, method)
+            if new is None:
+                self._core.learn(tier, entry, nbytes=memoryview(blob).nbytes, codec=method)
+                job.add(tokens=entry.num_tokens, before=entry.nbytes, after=entry.nbytes)
+                return True
+            if not await self._writer.rewrite(tier, entry, new.blob, method):
+                return False
+            job.add(tokens=entry.num_tokens, before=new.before, after=len(new.blob))
+            return True
+
+    async def _read(self, tier: int, entry: Entry) -> Buffer:
+        blob = await self._io.get(tier, entry.name)
+        if blob is None:
+            raise NotFoundError(f"{self._io.tiers[tier].location} does not have it any more")
+        return blob
+
+    def _recoded(self, data: Buffer, entry: Entry, method: str) -> _Recoded | None:
+        """The chunk in ``method``, verified by decoding it; None when it is in that method already."""
+        blob = unpack_blob(data)
+        check_header(blob.header, entry.key, self._layout, entry.num_tokens)
+        if blob.header.codec == method:
+            return None
+        kv = self._codecs.decode_blob(blob)
+        new = self._codecs.encode(kv, entry.key, method)
+        wrong = verify_decoded(kv, self._codecs.decode(new), lossless=self._codecs.lossless(method))
+        if wrong is not None:
+            raise BlobError(f"{method} does not pass its check: {wrong}", hint="the chunk was left as it was")
+        return _Recoded(new, memoryview(data).nbytes)
+
+    # --- move --------------------------------------------------------------------------------------------------------
+
+    def check_target(self, tier: TierState, peer_url: str, target: str) -> int | None:
+        """The target tier when it is this instance's own, None for a peer's.
+
+        Raises UnknownNameError, ConflictError for a move onto itself, NotFoundError when no peer can be reached.
+        """
+        if peer_url and not (self._peers is not None and self._peers.is_self(peer_url)):
+            if self._peers is None:
+                raise NotFoundError(
+                    f"this instance has no peer links, {peer_url!r} cannot be reached",
+                    hint="configure a peer address for it",
+                )
+            return None
+        index = self._core.tier(target).index
+        if index == tier.index:
+            raise ConflictError(f"the chunks are already in {target}", hint="name another location or instance")
+        return index
+
+    async def move(
+        self, job: Job, tier: int, keys: Sequence[ChunkKey], target: int | None, peer: tuple[str, str], copy: bool
+    ) -> None:
+        """Take every chunk, as it is stored, to tier ``target`` or to the peer ``(url, location)``.
+
+        The source is freed, unless ``copy``, only after the destination has verified the chunk; a pinned source stays.
+        """
+        gone = held = pinned = 0
+        protect = frozenset(key.name() for key in keys)  # what was moved already must not be evicted for the rest
+        for key in keys:
+            entry = self._core.acquire(tier, key.name())
+            if entry is None:
+                gone += 1
+                continue
+            try:
+                with _naming(entry):
+                    blob = await self._read(tier, entry)
+                    header = (await self._work.call(unpack_blob, blob)).header
+                    check_header(header, key, self._layout, entry.num_tokens)
+                    if target is None:
+                        await self._send(peer, blob, entry.num_tokens)
+                    else:
+                        held += not await self.deliver(
+                            target,
+                            key,
+                            blob,
+                            num_tokens=entry.num_tokens,
+                            codec=header.codec,
+                            cause="move",
+                            protect=protect,
+                        )
+                    nbytes = memoryview(blob).nbytes
+            finally:
+                self._core.release(tier, entry)
+                self._signal.notify()
+            job.add(tokens=entry.num_tokens, before=nbytes, after=nbytes)
+            if not copy:
+                with _naming(entry):
+                    await self._writer.remove(tier, key.name(), cause="move")
+                pinned += self._core.tiers[tier].ready(key.name()) is entry
+        if gone:
+            job.notes.append(f"{gone} of {len(keys)} chunks left the location before their turn")
+        if held:
+            job.notes.append(f"{held} of {len(keys)} chunks were at the destination already")
+        if pinned:
+            job.notes.append(f"{pinned} of {len(keys)} chunks are pinned and stay at the source too")
+
+    async def _send(self, peer: tuple[str, str], blob: Buffer, num_tokens: int) -> None:
+        assert self._peers is not None
+        url, location = peer
+        accepted = await self._peers.send(url, location, blob, timeout=PEER_TIMEOUT)
+        if accepted != num_tokens:
+            raise TransportError(f"peer {url} accepted {accepted} of {num_tokens} tokens")
+
+    async def deliver(
+        self,
+        tier: int,
+        key: ChunkKey,
+        blob: Buffer,
+        *,
+        num_tokens: int,
+        codec: str,
+        cause: str,
+        protect: frozenset[str] = frozenset(),
+    ) -> bool:
+        """Write a chunk and check what the tier gives back; False when it was there already.
+
+        Raises CapacityError, UnavailableError, and BlobError when the tier gives back other bytes.
+        """
+        written = await self._writer.put(
+            tier, key, blob, num_tokens=num_tokens, codec=codec, cause=cause, protect=protect
+        )
+        back = await self._io.get(tier, key.name())
+        try:
+            if back is None:
+                raise BlobError(f"{self._io.tiers[tier].location} lost the chunk")
+            if written and memoryview(back) != memoryview(blob):
+                raise BlobError(f"{self._io.tiers[tier].location} gave back other bytes")
+            if not written:
+                await self._work.call(unpack_blob, back)
+        except BlobError:
+            with contextlib.suppress(UnavailableError):
+                await self._writer.remove(tier, key.name(), cause="damaged", force=True)
+            raise
+        return written
+
+
+@contextlib.contextmanager
+def _naming(entry: Entry) -> Iterator[None]:
+    """Adds the chunk's name to errors about it."""
+    try:
+        yield
+    except LMCacheKitError as error:
+        if entry.name in error.message:
+            raise
+        error.message = f"chunk {entry.name}: {error.message}"
+        error.args = (error.message,)
+        raise

@@ -1,0 +1,1 @@
+"""The controller's side of an instance: registration, heartbeats, reports, full sync, control socket."""
