@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 
 from lmcache_kit.builtin.engines.synthetic import SyntheticEngine
@@ -64,3 +66,19 @@ def test_an_engine_without_max_model_len(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(PluginRegistry, "get", lambda self, kind, name: record)
     with pytest.raises(ConfigError, match="--max-model-len"):
         make_engine("synthetic", "m", {}, max_model_len=77)
+
+
+def test_an_engine_may_have_a_default_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    record = EnginePlugin(
+        name="x", summary="none", options=NoOptions, factory=lambda options, model: model, default_model="small"
+    )
+    monkeypatch.setattr(PluginRegistry, "get", lambda self, kind, name: record)
+    assert make_engine("x", None, {}, max_model_len=None) == "small"
+    assert make_engine("x", "large", {}, max_model_len=None) == "large"
+
+
+def test_the_garbage_collector_works_again_when_an_engine_cannot_be_made(capsys: pytest.CaptureFixture[str]) -> None:
+    frozen = gc.get_freeze_count()
+    assert main(["serve", "m", "--port", "0", "--engine-option", "num_layers=many"]) == 2
+    assert gc.isenabled()
+    assert gc.get_freeze_count() == frozen
