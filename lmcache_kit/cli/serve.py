@@ -100,7 +100,7 @@ def _lasting_objects() -> Iterator[None]:
     """What is made in here lasts as long as the process, so the garbage collector need not look at it.
 
     An engine's libraries make hundreds of thousands of such objects. Looking through them again and again while they
-    are imported takes half a second of starting, and afterwards every full collection would hold up requests for some tenths of a second.
+    are imported takes half a second, and afterwards each full collection would hold up requests for tenths of a second.
     """
     gc.disable()
     try:
