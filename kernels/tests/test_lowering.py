@@ -22,6 +22,9 @@ def h100():
 @pytest.mark.parametrize("channels", [1, 576, 1024])
 @pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16, np.float32])
 @pytest.mark.usefixtures("h100")
+# JAX 0.12 announces the end of this backend, but its successor cannot express our kernels yet (no per-lane gather, no
+# cumulative sum); the package's upper bound on jax keeps us on a version that has it.
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
 def test_quantize_kernels_lower_for_an_h100(dtype, channels):
     blocks = jax.ShapeDtypeStruct((4, 37, channels), dtype)
     levels = jax.ShapeDtypeStruct((4,), np.int32)

@@ -17,9 +17,6 @@ import typer
 from lmcache_kit import __version__
 from lmcache_kit.cli import client, controller, run, scenario, serve, trace
 from lmcache_kit.cli import plugins as plugins_commands
-from lmcache_kit.cli import run as run_commands
-from lmcache_kit.cli import scenario as scenario_commands
-from lmcache_kit.cli import trace as trace_commands
 from lmcache_kit.errors import ConfigError, LMCacheKitError
 from lmcache_kit.plugins import MODULES_VARIABLE
 
@@ -36,9 +33,6 @@ app = typer.Typer(
 app.add_typer(plugins_commands.app, name="plugins")
 for module in (run, controller, serve, client, scenario, trace):
     module.register(app)
-run_commands.register(app)
-scenario_commands.register(app)
-trace_commands.register(app)
 
 
 def _version(value: bool) -> None:
