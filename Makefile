@@ -34,9 +34,8 @@ typecheck: $(INSTALLED)
 
 check: lint typecheck test
 
-bench: $(INSTALLED)  ## lookup, admit, tier, transport and codec speed into $(OUT)/bench
-	@mkdir -p $(OUT)/bench
-	$(BIN)/python benchmarks/controller.py --output $(OUT)/bench/controller.json
+bench: $(INSTALLED)  ## speed of controller, tiers, transports and codecs into $(OUT)/bench; PEER_PYTHON=: beside LMCache's
+	$(BIN)/python benchmarks/controller.py --output $(OUT)/bench/controller.json $(if $(PEER_PYTHON),--peer-python $(PEER_PYTHON))
 	$(BIN)/python benchmarks/tiers.py --output $(OUT)/bench/tiers.json
 	$(BIN)/python benchmarks/transports.py --output $(OUT)/bench/transports.json
 	$(BIN)/python benchmarks/codecs.py --output $(OUT)/bench/codecs.json

@@ -1,41 +1,31 @@
 """Size, error and speed of the compression methods on one KV tensor of each shape.
 
-The tensor is random: normal values whose spread and mean differ from channel to channel and whose size differs from
-token to token, in bfloat16. Speeds are uncompressed bytes per second, from the KV to a bytes object and from there to
-KV: the best of several runs, after a first call that is reported on its own. ``naive`` decodes to a view of its
-payload, which costs nothing.
+The tensor is random, in bfloat16: normal values whose spread and mean differ from channel to channel and whose size
+differs from token to token. Real KV compresses differently; `lmcache-kit codec quality` measures on a model's own.
+Speeds are uncompressed bytes per second, from the KV to a bytes object and from there to KV that is read once; they
+are medians, after a first call that is reported on its own. `naive` encodes by one copy and decodes to a view of its
+payload, so its figures are those of memory.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import platform
 import time
-from collections.abc import Callable
-from importlib import metadata
-from pathlib import Path
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
+from harness import Report, argument_parser, measure, table
 
 from lmcache_kit.contracts.compression import CompressionMethod
 from lmcache_kit.contracts.records import CompressionPlugin
+from lmcache_kit.errors import UnknownNameError
 from lmcache_kit.kv.layout import KVLayout, KVTensor
 from lmcache_kit.plugins import registry
 
 SHAPES = ("8,2,256,4,64", "32,2,256,8,128")
+QUICK_SHAPES = ("2,2,64,2,32",)
 METHODS = ("naive", "zstd", "fp8", "cachegen")
-COLUMNS = {
-    "shape": "L,P,T,H,D",
-    "method": "method",
-    "ratio": "ratio",
-    "bits_per_element": "bit/element",
-    "nmse": "nmse",
-    "encode_gbps": "encode GB/s",
-    "decode_gbps": "decode GB/s",
-}
+DISTRIBUTIONS = ("zstandard", "ml-dtypes", "jax", "lmcache-kit-cachegen", "lmcache-kit-kernels")
 
 
 def make_kv(shape: str, seed: int) -> KVTensor:
@@ -49,6 +39,11 @@ def make_kv(shape: str, seed: int) -> KVTensor:
     return KVTensor(layout, data.astype(layout.np_dtype))
 
 
+def read(kv: KVTensor) -> int:
+    """Touch every byte, so that a method which decodes lazily is not taken for a fast one."""
+    return int(np.bitwise_xor.reduce(kv.data.reshape(-1).view(np.uint64)))
+
+
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:
     """Seconds of one call, and its result."""
     start = time.perf_counter()
@@ -56,74 +51,72 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - start, result
 
 
-def measure(name: str, method: CompressionMethod, kv: KVTensor, shape: str, runs: int) -> dict[str, Any]:
+def run(report: Report, name: str, method: CompressionMethod, shape: str, kv: KVTensor, seconds: float) -> None:
     def encode() -> bytes:
         return bytes(method.encode(kv))
 
     def decode() -> KVTensor:
-        return method.decode(memoryview(payload), kv.layout, kv.num_tokens, method.version)
+        decoded = method.decode(memoryview(payload), kv.layout, kv.num_tokens, method.version)
+        read(decoded)
+        return decoded
 
     first_encode, payload = timed(encode)
     first_decode, decoded = timed(decode)
-    best_encode = min(timed(encode)[0] for _ in range(runs))
-    best_decode = min(timed(decode)[0] for _ in range(runs))
+    metrics = {"encode_seconds": measure(encode, seconds), "decode_seconds": measure(decode, seconds)}
     exact = kv.data.astype(np.float32)
     error = decoded.data.astype(np.float32) - exact
-    return {
-        "name": f"{name} {shape}",
-        "shape": shape,
-        "method": name,
-        "device": method.device,
-        "raw_bytes": kv.nbytes,
-        "encoded_bytes": len(payload),
-        "ratio": kv.nbytes / len(payload),
-        "bits_per_element": 8 * len(payload) / kv.data.size,
-        "nmse": float(np.square(error, dtype=np.float64).sum() / np.square(exact, dtype=np.float64).sum()),
-        "max_abs_error": float(np.abs(error).max()),
-        "encode_gbps": kv.nbytes / best_encode / 1e9,
-        "decode_gbps": kv.nbytes / best_decode / 1e9,
-        "encode_first_seconds": first_encode,
-        "decode_first_seconds": first_decode,
-    }
+    report.add(
+        name,
+        metrics,
+        shape=shape,
+        device=method.device,
+        raw_bytes=kv.nbytes,
+        encoded_bytes=len(payload),
+        ratio=kv.nbytes / len(payload),
+        bits_per_element=8 * len(payload) / kv.data.size,
+        nmse=float(np.square(error, dtype=np.float64).sum() / np.square(exact, dtype=np.float64).sum()),
+        max_abs_error=float(np.abs(error).max()),
+        first_encode_seconds=first_encode,
+        first_decode_seconds=first_decode,
+    )
 
 
-def table(results: list[dict[str, Any]]) -> str:
-    rows = [list(COLUMNS.values())]
+def print_table(results: Iterable[dict[str, Any]]) -> None:
+    columns = ["L,P,T,H,D", "method", "ratio", "bit/element", "nmse", "encode MB/s", "decode MB/s", "device"]
+    rows = []
     for result in results:
-        cells = [result[key] for key in COLUMNS]
-        rows.append([f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in cells])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
-    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+        speeds = [
+            result["raw_bytes"] / 1e6 / result["metrics"][metric]["median"]
+            for metric in ("encode_seconds", "decode_seconds")
+        ]
+        facts = [result[key] for key in ("shape", "name", "ratio", "bits_per_element", "nmse")]
+        rows.append([*facts, *speeds, result["device"]])
+    print(table(columns, rows))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argument_parser(__doc__, seconds=1.5, each="figure")
     parser.add_argument("--shape", action="append", metavar="L,P,T,H,D", help=f"default: {' and '.join(SHAPES)}")
-    parser.add_argument("--method", action="append", help=f"default: {', '.join(METHODS)}")
+    parser.add_argument("--method", action="append", help=f"default: those installed of {', '.join(METHODS)}")
     parser.add_argument("--set", action="append", default=[], metavar="OPTION=VALUE", help="option of every --method")
-    parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, help="write the results as JSON to this file")
     arguments = parser.parse_args()
     options = dict(pair.split("=", 1) for pair in arguments.set)
-    results = []
-    for shape in arguments.shape or SHAPES:
+    seconds = 0.0 if arguments.quick else arguments.seconds
+    parameters = {"seconds": seconds, "seed": arguments.seed, "options": options}
+    report = Report("codecs", arguments, parameters, DISTRIBUTIONS)
+    for shape in arguments.shape or (QUICK_SHAPES if arguments.quick else SHAPES):
         kv = make_kv(shape, arguments.seed)
         for name in arguments.method or METHODS:
-            record = registry().get(CompressionPlugin, name)
-            method = record.factory(registry().options(record, options))
-            results.append(measure(name, method, kv, shape, arguments.runs))
-    print(table(results))
-    if arguments.output:
-        report = {
-            "host": {"machine": platform.machine(), "cpus": os.cpu_count(), "python": platform.python_version()},
-            "versions": {name: metadata.version(name) for name in ("lmcache-kit", "numpy")},
-            "seed": arguments.seed,
-            "runs": arguments.runs,
-            "options": options,
-            "results": results,
-        }
-        arguments.output.write_text(json.dumps(report, indent=2) + "\n")
+            try:
+                record = registry().get(CompressionPlugin, name)
+            except UnknownNameError:
+                if arguments.method:
+                    raise
+                continue
+            run(report, name, record.factory(registry().options(record, options)), shape, kv, seconds)
+    print_table(report.results)
+    report.write()
 
 
 if __name__ == "__main__":

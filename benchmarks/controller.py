@@ -1,64 +1,34 @@
-"""Speed of the controller: HTTP lookups per second and admits applied per second.
+"""Speed of the controller: HTTP lookups per second and admits applied per second, beside a real LMCache one if given.
 
-    python benchmarks/controller.py --output FILE [--seconds N]
-
-The controller runs as its own process (``lmcache-kit controller``); the load comes from a second one, over raw HTTP/1.1
-sockets on 8 connections, because a comfortable HTTP client would be slower than the server that it measures. Every
-lookup is a full hit. Admits travel as ZeroMQ messages of 50 operations and count when the controller has applied them
-(its own counter). The result file holds machine, versions, raw samples and medians.
+Every lookup is a full hit of its prompt, among many other keys that the controller knows. Admits are messages of 50
+operations on distinct keys, sent as fast as the socket takes them; they count when the controller's own statistics
+count the keys. With --peer-python, a second controller runs from that environment, sides take turns round by round
+under the same load, and ratios are those of the medians (ours / peer; lookup rates and admits: higher is better).
 """
 
 from __future__ import annotations
 
-import argparse
-import asyncio
-import json
-import os
-import platform
-import re
-import statistics
-import subprocess
-import sys
+import random
 import time
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import defaultdict
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import zmq
-
-from lmcache_kit import __version__
-from lmcache_kit.kv.hashing import ChunkHasher, HashSpec
-from lmcache_kit.messages import BatchedKVOperationMsg, KVOpEvent, RegisterMsg, encode
+from controllers import BATCH, Side, our_controller, peer_controller, peer_facts
+from facts import process_cpu_seconds, resident_bytes
+from harness import Report, argument_parser, table
+from http_load import post_request, run_load
 
 LENGTHS = (12, 256, 2048, 8192)
 CONNECTIONS = 8
-REPEATS = 5
-BATCH = 50
-LOCATION = "LocalCPUBackend"
-SPEC = HashSpec()
+OTHER_KEYS = 100_000
+POLL_SECONDS = 0.01
+DISTRIBUTIONS = ("starlette", "uvicorn", "httptools", "uvloop", "msgspec", "pyzmq")
 
-
-@contextmanager
-def controller() -> Iterator[dict[str, int]]:
-    """A controller process and its ports."""
-    command = [sys.executable, "-m", "lmcache_kit", "controller", "--port", "0", "--monitor-port", "0"]
-    process = subprocess.Popen(
-        [*command, "--none-hash", str(SPEC.none_hash)], stderr=subprocess.PIPE, text=True, bufsize=1
-    )
-    try:
-        assert process.stderr is not None
-        line = next((line for line in process.stderr if line.startswith("controller ready")), "")
-        ports = {name: int(port) for name, port in re.findall(r"(pull|reply|heartbeat)=(\d+)", line)}
-        http = re.search(r"http=\S+:(\d+)", line)
-        if http is None:
-            raise SystemExit(f"the controller ended with {process.wait()}")
-        yield {**ports, "http": int(http[1]), "pid": process.pid}
-    finally:
-        process.terminate()
-        process.wait()
+Samples = dict[str, list[float]]
 
 
 def prompt(length: int) -> list[int]:
@@ -66,187 +36,111 @@ def prompt(length: int) -> list[int]:
     return [100_000 + (length * 7919 + i * 104_729) % 28_000 for i in range(length)]
 
 
-def fill(pull: zmq.Socket[bytes]) -> int:
-    """Register an instance that holds every prompt; returns how many chunks it announced."""
-    pull.send(encode(RegisterMsg(instance_id="bench", worker_id=0, ip="127.0.0.1", port=1)))
-    keys = [key for length in LENGTHS for key in ChunkHasher(SPEC).hashes(prompt(length))]
-    pull.send(encode(admits(keys, 0)))
-    return len(keys)
+def random_keys(count: int, seed: int) -> list[int]:
+    """Spread over 64 bits, as hashes are; consecutive numbers would flatter a dictionary."""
+    generator = random.Random(seed)
+    return [generator.getrandbits(64) - 2**63 for _ in range(count)]
 
 
-def admits(keys: list[int], first: int) -> BatchedKVOperationMsg:
-    operations = [KVOpEvent(op_type="admit", key=key, seq_num=first + i) for i, key in enumerate(keys)]
-    return BatchedKVOperationMsg(instance_id="bench", worker_id=0, location=LOCATION, operations=operations)
+def lookup_round(side: Side, length: int, seconds: float, samples: Samples) -> None:
+    """All connections ask for one prompt."""
+    request = post_request("/lookup", msgspec.json.encode({"tokens": prompt(length)}))
+    before = process_cpu_seconds(side.pid)
+    load = run_load(side.http, request, connections=CONNECTIONS, seconds=seconds)
+    after = process_cpu_seconds(side.pid)
+    latencies = sorted(load.latencies)
+    samples["requests_per_second"].append(load.requests_per_second)
+    samples["latency_p50_ms"].append(1e3 * latencies[len(latencies) // 2])
+    samples["latency_p99_ms"].append(1e3 * latencies[len(latencies) * 99 // 100])
+    samples["generator_busy"].append(load.generator_busy)
+    if before is not None and after is not None:
+        samples["server_cpu"].append((after - before) / load.seconds)
 
 
-# --- lookups ----------------------------------------------------------------------------------------------------------
-
-
-async def client(port: int, request: bytes, until: float, latencies: list[float]) -> None:
-    """One connection that sends the request again and again."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    while (started := time.perf_counter()) < until:
-        writer.write(request)
-        head = await reader.readuntil(b"\r\n\r\n")
-        if not head.startswith(b"HTTP/1.1 200"):
-            raise SystemExit(head.decode(errors="replace"))
-        found = re.search(rb"content-length: (\d+)", head)
-        assert found is not None
-        await reader.readexactly(int(found[1]))
-        latencies.append(time.perf_counter() - started)
-    writer.close()
-    await writer.wait_closed()
-
-
-async def load(port: int, length: int, seconds: float) -> dict[str, Any]:
-    """One sample: all connections for ``seconds``."""
-    body = msgspec.json.encode({"tokens": prompt(length)})
-    head = (
-        f"POST /lookup HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
-    )
-    latencies: list[float] = []
+def admit_round(side: Side, keys: list[int], samples: Samples) -> None:
+    """Push keys, encoded beforehand, and wait until all are counted."""
+    frames = side.frames(keys)
+    target = side.key_count() + len(keys)
     started = time.perf_counter()
-    clients = (client(port, head.encode() + body, started + seconds, latencies) for _ in range(CONNECTIONS))
-    await asyncio.gather(*clients)
+    side.push(frames)
+    pushed = time.perf_counter() - started
+    while side.key_count() < target:
+        # Asking costs the controller time, so not too often: an error of at most one pause.
+        time.sleep(POLL_SECONDS)
     elapsed = time.perf_counter() - started
-    latencies.sort()
-    return {
-        "requests_per_second": len(latencies) / elapsed,
-        "p50_ms": 1e3 * latencies[len(latencies) // 2],
-        "p99_ms": 1e3 * latencies[len(latencies) * 99 // 100],
-    }
+    samples["admits_per_second"].append(len(keys) / elapsed)
+    samples["sending_share"].append(pushed / elapsed)
 
 
-def generate(port: int, length: int, seconds: float) -> None:
-    """The load process: samples as JSON on stdout, the first one thrown away."""
-    run: Any = asyncio.run
-    try:
-        import uvloop
-
-        run = uvloop.run
-    except ImportError:
-        pass
-    run(load(port, length, min(0.3, seconds)))
-    print(json.dumps([run(load(port, length, seconds)) for _ in range(REPEATS)]))
-
-
-def lookups(ports: dict[str, int], seconds: float) -> list[dict[str, Any]]:
-    results = []
-    for length in LENGTHS:
-        answer = post(ports["http"], "/lookup", {"tokens": prompt(length)})
-        if answer["prefix"] != {"bench": length}:
-            raise SystemExit(f"the lookup of {length} tokens found {answer['prefix']}")
-        command = [sys.executable, __file__, "--generate", str(ports["http"]), str(length), str(seconds)]
-        samples = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-        results.append({"name": "lookup", "tokens": length, "connections": CONNECTIONS, **summary(samples)})
-    return results
+def run(sides: list[Side], rounds: int, seconds: float, operations: int) -> dict[tuple[str, int, str], Samples]:
+    """Samples by (what, tokens or operations, side). The first round of each warms up and is not kept."""
+    prompts = [prompt(length) for length in LENGTHS]
+    for side in sides:
+        side.admit(random_keys(OTHER_KEYS, seed=0))
+        side.hold(prompts)
+    found: dict[tuple[str, int, str], Samples] = defaultdict(lambda: defaultdict(list))
+    for turn in range(-1, rounds):
+        order = sides if turn % 2 == 0 else sides[::-1]
+        for length in LENGTHS:
+            for side in order:
+                kept = found["lookup", length, side.name] if turn >= 0 else defaultdict(list)
+                lookup_round(side, length, seconds if turn >= 0 else min(seconds, 0.3), kept)
+    for turn in range(-1, rounds):
+        keys = random_keys(operations, seed=turn + 2)
+        for side in sides if turn % 2 == 0 else sides[::-1]:
+            admit_round(side, keys, found["admit", operations, side.name] if turn >= 0 else defaultdict(list))
+    return found
 
 
-# --- admits -----------------------------------------------------------------------------------------------------------
-
-
-def applied(port: int) -> int:
-    """Operations that the controller has applied so far."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as answer:
-        found = re.search(rb"^lmcache_kit_controller_operations_applied_total ([\d.e+]+)", answer.read(), re.M)
-    assert found is not None
-    return int(float(found[1]))
-
-
-def admit(ports: dict[str, int], pull: zmq.Socket[bytes], first: int, seconds: float) -> dict[str, Any]:
-    """Push distinct keys, encoded beforehand, and wait until all are applied."""
-    samples = []
-    count = max(1, int(seconds * 300_000) // BATCH)
-    for _ in range(REPEATS):
-        frames = []
-        for _ in range(count):
-            # Hashes are spread over 64 bits; consecutive keys would flatter the index's dictionary.
-            keys = [hash((first + i, "key")) for i in range(BATCH)]
-            frames.append(encode(admits(keys, first)))
-            first += BATCH
-        before, target = applied(ports["http"]), count * BATCH
-        started = time.perf_counter()
-        for frame in frames:
-            pull.send(frame)
-        while applied(ports["http"]) - before < target:
-            time.sleep(0.002)
-        samples.append({"admits_per_second": target / (time.perf_counter() - started)})
-    return {"name": "admit", "batch": BATCH, "operations": count * BATCH, **summary(samples)}
-
-
-# --- report -----------------------------------------------------------------------------------------------------------
-
-
-def summary(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Medians over the samples, beside the samples."""
-    return {
-        "samples": samples,
-        **{name: statistics.median(sample[name] for sample in samples) for name in samples[0]},
-    }
-
-
-def post(port: int, path: str, body: Any) -> Any:
-    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", data=json.dumps(body).encode())
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        return json.load(answer)
-
-
-def machine() -> dict[str, Any]:
-    model = platform.processor()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        found = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text())
-        model = found[1] if found else model
-    return {"cpu": model, "cores": os.cpu_count(), "system": platform.platform(terse=True)}
-
-
-def versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    names = ("starlette", "uvicorn", "httptools", "uvloop", "msgspec", "pyzmq")
-    return {"lmcache_kit": __version__, "python": platform.python_version(), **{name: version(name) for name in names}}
-
-
-def resident_bytes(pid: int) -> int | None:
-    status = Path(f"/proc/{pid}/status")
-    found = re.search(r"VmRSS:\s+(\d+) kB", status.read_text()) if status.exists() else None
-    return int(found[1]) * 1024 if found else None
+def print_tables(results: list[dict[str, Any]]) -> None:
+    rows: dict[str, list[list[object]]] = {"lookup": [], "admit": []}
+    rates = {"lookup": "requests_per_second", "admit": "admits_per_second"}
+    ours: dict[tuple[str, int], float] = {}
+    for result in results:
+        name, size, metrics = result["name"], result["size"], result["metrics"]
+        rate = metrics[rates[name]]["median"]
+        ours.setdefault((name, size), rate)
+        row = [result["side"], size, rate]
+        if name == "lookup":
+            names = ("latency_p50_ms", "latency_p99_ms", "generator_busy", "server_cpu")
+            row += [metrics[metric]["median"] if metric in metrics else None for metric in names]
+        rows[name].append([*row, ours[name, size] / rate if result["side"] == "peer" else None])
+    columns = ["side", "tokens", "lookups/s", "p50 ms", "p99 ms", "generator busy", "server CPU", "ours / peer"]
+    print(table(columns, rows["lookup"]))
+    print()
+    print(table(["side", "operations", "admits/s", "ours / peer"], rows["admit"]))
 
 
 def main() -> None:
-    if len(sys.argv) == 5 and sys.argv[1] == "--generate":
-        generate(int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]))
-        return
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--output", type=Path, required=True, help="file for the results (JSON)")
-    parser.add_argument("--seconds", type=float, default=2.0, help=f"length of one sample; {REPEATS} are taken of each")
+    parser = argument_parser(__doc__, seconds=1.5, each="round of lookups")
+    parser.add_argument("--peer-python", type=Path, metavar="PATH", help="python of an environment with lmcache")
+    parser.add_argument("--rounds", type=int, default=5, help="of each measurement and side")
+    parser.add_argument("--operations", type=int, default=200_000, help="admits of one round")
     arguments = parser.parse_args()
-    with controller() as ports, zmq.Context() as context, context.socket(zmq.PUSH) as pull:
-        idle = resident_bytes(ports["pid"])
-        pull.sndhwm = 0
-        pull.connect(f"tcp://127.0.0.1:{ports['pull']}")
-        chunks = fill(pull)
-        while applied(ports["http"]) < chunks:
-            time.sleep(0.01)
-        results = lookups(ports, arguments.seconds)
-        results.append(admit(ports, pull, chunks, arguments.seconds))
-        memory = {"name": "memory", "idle_bytes": idle, "after_bytes": resident_bytes(ports["pid"])}
-    document = {
-        "benchmark": "controller",
-        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "machine": machine(),
-        "versions": versions(),
-        "seconds_per_sample": arguments.seconds,
-        "results": [*results, memory],
+    rounds, seconds, operations = arguments.rounds, arguments.seconds, arguments.operations
+    if arguments.quick:
+        rounds, seconds, operations = 1, 0.1, 10 * BATCH
+    parameters = {
+        "rounds": rounds,
+        "seconds": seconds,
+        "connections": CONNECTIONS,
+        "batch": BATCH,
+        "other_keys": OTHER_KEYS,
     }
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(document, indent=2) + "\n")
-    print(f"{'work':<24}{'per second':>12}{'p50 ms':>9}{'p99 ms':>9}")
-    for result in results[:-1]:
-        name = f"lookup {result['tokens']} tokens"
-        print(f"{name:<24}{result['requests_per_second']:>12,.0f}{result['p50_ms']:>9.2f}{result['p99_ms']:>9.2f}")
-    print(f"{f'admits, {BATCH} a message':<24}{results[-1]['admits_per_second']:>12,.0f}")
-    print(f"resident: {(idle or 0) / 2**20:.0f} MiB idle, {(memory['after_bytes'] or 0) / 2**20:.0f} MiB at the end")
+    report = Report("controller", arguments, parameters, DISTRIBUTIONS)
+    more: dict[str, Any] = {} if arguments.peer_python is None else {"peer": peer_facts(arguments.peer_python)}
+    with zmq.Context() as context, ExitStack() as stack:
+        sides = [stack.enter_context(our_controller(context))]
+        if arguments.peer_python is not None:
+            sides.append(stack.enter_context(peer_controller(arguments.peer_python, context)))
+        more["resident_bytes_idle"] = {side.name: resident_bytes(side.pid) for side in sides}
+        for (name, size, side), samples in run(sides, rounds, seconds, operations).items():
+            report.add(name, samples, side=side, size=size)
+        more["resident_bytes_after"] = {side.name: resident_bytes(side.pid) for side in sides}
+    print_tables(report.results)
+    for side, idle in more["resident_bytes_idle"].items():
+        print(f"{side}: {(idle or 0) / 2**20:,.0f} MiB resident when idle")
+    report.write(**more)
 
 
 if __name__ == "__main__":

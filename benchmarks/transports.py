@@ -1,23 +1,22 @@
 """Latency and throughput of the transports by frame size.
 
-Each transport echoes one frame between two processes (two tasks of one process for inproc). Latency is that of one
-request at a time; throughput has four in flight and counts the frame's bytes in both directions.
-
-Usage: python benchmarks/transports.py [--output FILE] [--seconds S] [--transport NAME]... [--size BYTES]...
+Each transport echoes one frame between two processes. Latency is that of one request at a time, there and back;
+throughput has four in flight and counts the frame's bytes in both directions. `inproc` joins two tasks of one event
+loop and passes references: its latency is that of the loop, and it moves no bytes, so it has no byte rate.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
-import platform
-import statistics
 import sys
 import time
-from pathlib import Path
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 from typing import Any
+
+from harness import LEAST_CALLS, Report, argument_parser, table
 
 from lmcache_kit.contracts.records import TransportPlugin
 from lmcache_kit.contracts.transport import Channel, Transport
@@ -25,7 +24,9 @@ from lmcache_kit.plugins import registry
 from lmcache_kit.units import format_size
 
 ADDRESSES = {"inproc": "inproc://*", "zmq": "tcp://127.0.0.1:0", "shm": "shm://*"}
-SIZES = [4 * 2**10, 64 * 2**10, 2**20, 16 * 2**20, 64 * 2**20]
+BY_REFERENCE = frozenset({"inproc"})
+SIZES = (4 * 2**10, 64 * 2**10, 2**20, 16 * 2**20, 64 * 2**20)
+QUICK_SIZES = (4 * 2**10, 2**20)
 IN_FLIGHT = 4
 TIMEOUT = 60.0
 
@@ -47,78 +48,92 @@ async def serve(name: str) -> None:
     await listener.close()
 
 
-async def measure(channel: Channel, size: int, seconds: float) -> dict[str, Any]:
-    """Figures of one size, from at least 5 requests each and at most ``seconds`` for either half."""
-    frame = os.urandom(size)
-    await channel.request([frame], timeout=TIMEOUT)
-    latencies: list[float] = []
+@asynccontextmanager
+async def listening(name: str) -> AsyncIterator[str]:
+    """The address of an echo: in a process of its own, unless the transport cannot leave this one."""
+    if name in BY_REFERENCE:
+        listener = await make(name).listen(ADDRESSES[name], echo)
+        try:
+            yield listener.address
+        finally:
+            await listener.close()
+        return
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(sys.executable, __file__, "--serve", name, stdin=pipe, stdout=pipe)
+    try:
+        assert process.stdout is not None
+        yield (await process.stdout.readline()).decode().strip()
+    finally:
+        await process.communicate(b"")  # closes its stdin, which ends it
+
+
+async def one_by_one(channel: Channel, frame: bytes, seconds: float) -> list[float]:
+    """Seconds of each request, one at a time."""
+    taken: list[float] = []
     begin = time.perf_counter()
-    while len(latencies) < 5 or time.perf_counter() - begin < seconds:
+    while len(taken) < LEAST_CALLS or time.perf_counter() - begin < seconds:
         sent = time.perf_counter()
         await channel.request([frame], timeout=TIMEOUT)
-        latencies.append(time.perf_counter() - sent)
-    done = 0
-    begin = time.perf_counter()
+        taken.append(time.perf_counter() - sent)
+    return taken
+
+
+async def in_flight(channel: Channel, frame: bytes, seconds: float) -> float:
+    """Requests per second with several under way."""
+    done, begin = 0, time.perf_counter()
 
     async def keep_asking() -> None:
         nonlocal done
-        while done < 5 or time.perf_counter() - begin < seconds:
+        while done < LEAST_CALLS or time.perf_counter() - begin < seconds:
             await channel.request([frame], timeout=TIMEOUT)
             done += 1
 
     await asyncio.gather(*(keep_asking() for _ in range(IN_FLIGHT)))
-    elapsed = time.perf_counter() - begin
-    latencies.sort()
-    return {
-        "frame_bytes": size,
-        "requests": len(latencies) + done,
-        "latency_p50_seconds": statistics.median(latencies),
-        "latency_p99_seconds": latencies[min(len(latencies) - 1, int(len(latencies) * 0.99))],
-        "requests_per_second": done / elapsed,
-        "bytes_per_second": 2 * size * done / elapsed,
-    }
+    return done / (time.perf_counter() - begin)
 
 
-async def run(name: str, sizes: list[int], seconds: float) -> list[dict[str, Any]]:
+async def run(report: Report, name: str, sizes: Iterable[int], seconds: float, rounds: int) -> None:
     """Results of one transport."""
-    process = listener = None
-    if name == "inproc":
-        listener = await make(name).listen(ADDRESSES[name], echo)
-        address = listener.address
-    else:
-        pipe = asyncio.subprocess.PIPE
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, __file__, "--serve", name, stdin=pipe, stdout=pipe
+    async with listening(name) as address:
+        channel = await make(name).connect(address)
+        try:
+            for size in sizes:
+                frame = os.urandom(size)
+                answer = await channel.request([frame], timeout=TIMEOUT)
+                if len(answer) != 1 or bytes(answer[0]) != frame:
+                    raise SystemExit(f"{name} brought back something else than the {size} bytes sent")
+                await in_flight(channel, frame, 0)
+                latencies = await one_by_one(channel, frame, seconds)
+                rates = [await in_flight(channel, frame, seconds / rounds) for _ in range(rounds)]
+                metrics = {"latency_seconds": latencies, "requests_per_second": rates}
+                if name not in BY_REFERENCE:
+                    metrics["bytes_per_second"] = [2 * size * rate for rate in rates]
+                report.add(name, metrics, frame_bytes=size, by_reference=name in BY_REFERENCE)
+        finally:
+            await channel.close()
+
+
+def print_table(results: Iterable[dict[str, Any]]) -> None:
+    rows = []
+    for result in results:
+        metrics = result["metrics"]
+        latency, rate = metrics["latency_seconds"], metrics.get("bytes_per_second")
+        rows.append(
+            [
+                result["name"],
+                format_size(result["frame_bytes"]),
+                1e3 * latency["median"],
+                1e3 * latency["p99"],
+                metrics["requests_per_second"]["median"],
+                "by reference" if rate is None else f"{format_size(rate['median'])}/s",
+            ]
         )
-        assert process.stdout is not None
-        address = (await process.stdout.readline()).decode().strip()
-    channel = await make(name).connect(address)
-    try:
-        return [{"transport": name, **await measure(channel, size, seconds)} for size in sizes]
-    finally:
-        await channel.close()
-        if listener is not None:
-            await listener.close()
-        if process is not None:
-            await process.communicate(b"")  # closes its stdin, which ends it
-
-
-def table(results: list[dict[str, Any]]) -> str:
-    """The results for reading."""
-    lines = [f"{'transport':<10} {'frame':>8} {'p50':>10} {'p99':>10} {'requests/s':>11} {'both ways':>12}"]
-    lines += [
-        f"{row['transport']:<10} {format_size(row['frame_bytes']):>8} {row['latency_p50_seconds'] * 1e3:>7.3f} ms "
-        f"{row['latency_p99_seconds'] * 1e3:>7.3f} ms {row['requests_per_second']:>11,.0f} "
-        f"{format_size(row['bytes_per_second']):>10}/s"
-        for row in results
-    ]
-    return "\n".join(lines)
+    print(table(["transport", "frame", "p50 ms", "p99 ms", f"requests/s, {IN_FLIGHT} in flight", "both ways"], rows))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, help="write the results as JSON to this file")
-    parser.add_argument("--seconds", type=float, default=1.0, help="time for each half of a measurement")
+    parser = argument_parser(__doc__, seconds=1.0, each="latency and each throughput")
+    parser.add_argument("--rounds", type=int, default=5, help="of throughput")
     parser.add_argument("--transport", action="append", choices=list(ADDRESSES), help="only these")
     parser.add_argument("--size", action="append", type=int, help="only these frame sizes, in bytes")
     parser.add_argument("--serve", choices=list(ADDRESSES), help=argparse.SUPPRESS)
@@ -126,14 +141,13 @@ def main() -> None:
     if arguments.serve:
         asyncio.run(serve(arguments.serve))
         return
-    results = []
+    seconds, rounds = (0.05, 1) if arguments.quick else (arguments.seconds, arguments.rounds)
+    sizes = arguments.size or (QUICK_SIZES if arguments.quick else SIZES)
+    report = Report("transports", arguments, {"seconds": seconds, "rounds": rounds, "in_flight": IN_FLIGHT}, ("pyzmq",))
     for name in arguments.transport or ADDRESSES:
-        results += asyncio.run(run(name, arguments.size or SIZES, arguments.seconds))
-    print(table(results))
-    if arguments.output is not None:
-        host = {"cpus": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()}
-        document = {"benchmark": "transports", "host": host, "in_flight": IN_FLIGHT, "results": results}
-        arguments.output.write_text(json.dumps(document, indent=2) + "\n")
+        asyncio.run(run(report, name, sizes, seconds, rounds))
+    print_table(report.results)
+    report.write()
 
 
 if __name__ == "__main__":
