@@ -1,5 +1,5 @@
 """The command line."""
 
-from lmcache_kit.cli.app import main
+from lmcache_kit.cli.entry import main
 
 __all__ = ["main"]

@@ -13,9 +13,15 @@ from lmcache_kit.contracts.records import Plugin
 from lmcache_kit.errors import LMCacheKitError, UnknownNameError
 from lmcache_kit.plugins import RegisteredPlugin, registry
 
-__all__ = ["app"]
+__all__ = ["register"]
 
 app = typer.Typer(help="Installed plugins.", no_args_is_help=True)
+
+
+def register(parent: typer.Typer) -> None:
+    """Add the commands to the application."""
+    parent.add_typer(app, name="plugins")
+
 
 NameArgument = Annotated[str, typer.Argument(help="Name of a plugin, as `plugins list` shows it.")]
 

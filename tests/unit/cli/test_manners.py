@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 
@@ -32,12 +33,58 @@ def test_json_is_the_only_thing_on_stdout(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_an_unknown_plugin_is_an_error_with_a_hint(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plugins", "show", "zsdt"]) == 1
+    assert main(["plugins", "show", "zsdt"]) == 2
     shown = capsys.readouterr()
     assert shown.out == ""
     assert "error: unknown plugin 'zsdt'" in shown.err
     assert "did you mean 'zstd'" in shown.err
     assert "Traceback" not in shown.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["plugins", "check", "zsdt"],
+        ["plugins", "list", "--kind", "storag"],
+        ["trace", "info", "x", "--reader", "mooncak"],
+        ["serve", "m", "--engine", "synthetik"],
+    ],
+)
+def test_names_that_nobody_knows_are_wrong_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "unknown" in shown.err
+    assert "hint: " in shown.err
+
+
+def test_a_fault_of_ours_is_one_line_and_with_debug_a_traceback(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken() -> None:
+        raise RuntimeError("first line\nsecond line")
+
+    monkeypatch.setattr("lmcache_kit.cli.plugins.registry", broken)
+    assert main(["plugins", "list"]) == 1
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith("error: unexpected RuntimeError: first line\nhint: ")
+    assert main(["--debug", "plugins", "list"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_ctrl_c_while_modules_are_loaded_is_no_traceback(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Interrupting:
+        def find_spec(self, name: str, *_: object) -> None:
+            if name == "lmcache_kit.cli.app":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "lmcache_kit.cli.app", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Interrupting(), *sys.meta_path])
+    assert main(["--help"]) == 130
+    assert capsys.readouterr() == ("", "")
 
 
 def test_show_lists_options_with_their_defaults(capsys: pytest.CaptureFixture[str]) -> None:
