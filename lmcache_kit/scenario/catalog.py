@@ -29,11 +29,12 @@ def find_scenario(name: str) -> Path:
     path = Path(name)
     if path.is_file():
         return path
-    if path.is_dir():
-        raise ConfigError(f"{name!r} is a folder, not a scenario", hint="name a YAML file")
     shipped = shipped_scenarios()
+    # Before folders: someone who runs a scenario into a folder of its name must be able to run it again.
     if name in shipped:
         return shipped[name]
+    if path.is_dir():
+        raise ConfigError(f"{name!r} is a folder, not a scenario", hint="name a YAML file")
     near = nearest(path.stem, shipped)
     known = ", ".join(shipped) or "none"
     raise ConfigError(

@@ -26,6 +26,14 @@ def test_a_path_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert find_scenario("quickstart") == Path("quickstart")
 
 
+def test_a_folder_does_not_hide_the_shipped_scenario_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiers").mkdir()
+    assert find_scenario("tiers") == shipped_scenarios()["tiers"]
+
+
 def test_scenarios_inside_an_installed_package_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(catalog, "_PACKAGE", tmp_path)
     (tmp_path / "_scenarios").mkdir()
