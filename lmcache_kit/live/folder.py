@@ -9,13 +9,15 @@ from lmcache_kit.errors import ConfigError
 
 __all__ = ["OutputFolder"]
 
+_MARK = ".lmcache-kit-run"
 _OURS = ("scenario.yaml", "report.json", "events.jsonl", "report.html", "logs", "config", "data")
 
 
 class OutputFolder:
     """A folder with ``scenario.yaml``, ``report.json``, ``events.jsonl``, ``report.html``, ``logs/`` and ``config/``.
 
-    An earlier run's files are replaced. A folder with anything else in it is refused, so a wrong path loses nothing.
+    An earlier run's files are replaced. A folder that no run made is refused unless it is empty, so a wrong path loses
+    nothing, whatever its files are called; the hidden file ``.lmcache-kit-run`` tells them apart.
 
     Args:
         path: made with its parents when it does not exist.
@@ -40,11 +42,23 @@ class OutputFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             held = {entry.name for entry in self.path.iterdir()}
         except OSError as error:
-            raise ConfigError(f"{self.path} cannot be the output directory: {error.strerror}") from None
-        if held and "scenario.yaml" not in held:
+            raise self._unusable(error) from None
+        if held and _MARK not in held:
             raise ConfigError(
                 f"{self.path} holds something else than a run's output", hint="name an empty or new --output-dir"
             )
+        try:
+            self._empty()
+        except OSError as error:
+            raise self._unusable(error) from None
+
+    def drop_data(self) -> None:
+        """Remove what the instances stored; a run's result is its report."""
+        shutil.rmtree(self.data, ignore_errors=True)
+
+    def _empty(self) -> None:
+        # First of all: a run that is killed at any later point leaves a folder that the next one may use.
+        (self.path / _MARK).write_text("Made by `lmcache-kit run`, which replaces the files of an earlier run here.\n")
         for name in _OURS:
             entry = self.path / name
             if entry.is_dir() and not entry.is_symlink():
@@ -54,6 +68,8 @@ class OutputFolder:
         for folder in (self.logs, self.config, self.data):
             folder.mkdir()
 
-    def drop_data(self) -> None:
-        """Remove what the instances stored; a run's result is its report."""
-        shutil.rmtree(self.data, ignore_errors=True)
+    def _unusable(self, error: OSError) -> ConfigError:
+        return ConfigError(
+            f"{self.path} cannot be the output directory: {error.strerror}",
+            hint="name a folder that can be written with --output-dir",
+        )
