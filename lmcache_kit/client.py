@@ -15,7 +15,7 @@ from typing import Any, Self
 import httpx
 import msgspec
 
-from lmcache_kit.errors import LMCacheKitError, UnavailableError, error_from_status
+from lmcache_kit.errors import ConfigError, LMCacheKitError, UnavailableError, error_from_status
 
 __all__ = ["Completion", "ControllerClient", "InstanceClient"]
 
@@ -27,9 +27,13 @@ class _Client:
     """What both clients share: one connection pool, JSON both ways, errors as exceptions."""
 
     _what = "server"
+    _flag = "--url"
 
     def __init__(self, url: str, *, token: str | None = None, timeout: float = 30.0) -> None:
         self.url = url.rstrip("/") if "://" in url else f"http://{url.rstrip('/')}"
+        _check_url(self.url, self._what, self._flag)
+        if not timeout > 0:
+            raise ConfigError(f"the timeout must be above 0 seconds, got {timeout:g}", hint="see --timeout")
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         # Proxies of the environment are meant for the world outside, not for a fleet on this host.
         self._http = httpx.AsyncClient(base_url=self.url, headers=headers, timeout=timeout, trust_env=False)
@@ -77,8 +81,18 @@ class _Client:
 
     def _unreachable(self, error: Exception) -> UnavailableError:
         return UnavailableError(
-            f"the {self._what} at {self.url} cannot be reached: {error}", hint="is it running? see --url"
+            f"the {self._what} at {self.url} cannot be reached: {error}", hint=f"is it running? see {self._flag}"
         )
+
+
+def _check_url(url: str, what: str, flag: str) -> None:
+    """Refuse what httpx would stumble over later, or not at all. Raises ConfigError."""
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise ConfigError(f"{url!r} is no address of the {what}: {error}", hint=f"see {flag}") from None
+    if parsed.scheme not in ("http", "https") or not parsed.host or (parsed.port or 0) > 65535:
+        raise ConfigError(f"{url!r} is no address of the {what}", hint=f"write {flag} like http://localhost:9000")
 
 
 def _detail(content: bytes, status: int) -> str:
@@ -240,6 +254,7 @@ class InstanceClient(_Client):
     """
 
     _what = "instance"
+    _flag = "--instance-url"
 
     def __init__(self, url: str, *, token: str | None = None, timeout: float = 120.0, model: str | None = None) -> None:
         super().__init__(url, token=token, timeout=timeout)

@@ -40,6 +40,7 @@ WaitOption = Annotated[bool, typer.Option("--wait/--no-wait", help="Follow the j
 DEFAULT_URL = "http://localhost:9000"
 DEFAULT_INSTANCE_URL = "http://localhost:8000"
 DEFAULT_TIMEOUT = 30.0
+_TOKEN_LIMIT = 2**63
 
 Answer = dict[str, Any]
 
@@ -273,11 +274,20 @@ async def _tokens(tokens: str | None, prompt: str | None, instance_url: str, tim
 def _parse_tokens(tokens: str) -> list[int]:
     try:
         text = Path(tokens[1:]).read_text() if tokens.startswith("@") else tokens
-        return [int(part) for part in text.strip(" \n[]").replace(",", " ").split()]
     except OSError as error:
         raise ConfigError(f"cannot read {tokens[1:]}: {error.strerror}") from None
-    except ValueError as error:
-        raise ConfigError(f"--tokens holds something that is not a token id: {error}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{tokens[1:]} is not a text file") from None
+    parts = text.strip(" \n[]").replace(",", " ").split()
+    if not parts:
+        raise ConfigError("--tokens holds no token ids", hint="write them like 1,2,3")
+    for part in parts:
+        # The length first: int() refuses very long texts with an error of its own.
+        if not (part.isascii() and part.isdecimal() and len(part) < 20 and int(part) < _TOKEN_LIMIT):
+            raise ConfigError(
+                f"--tokens holds {part[:40]!r}, which is not a token id", hint="a token id is a whole number from 0 up"
+            )
+    return [int(part) for part in parts]
 
 
 async def _required_tokens(tokens: str | None, prompt: str | None, instance_url: str, timeout: float) -> list[int]:

@@ -190,7 +190,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     detail = error.detail
     if error.status_code == 404:
-        detail = f"there is no {request.url.path} here (GET /openapi.json lists the paths)"
+        detail = f"a controller has no {request.url.path}; is an instance meant? (GET /openapi.json lists the paths)"
     elif error.status_code == 405:
         detail = f"{request.url.path} does not take {request.method}"
     body = _encoder.encode({"detail": detail})

@@ -215,7 +215,7 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     text = error.detail
     if error.status_code == 404:
-        text = f"there is no {request.url.path} here (see /openapi.json)"
+        text = f"an instance has no {request.url.path}; is the controller meant? (see /openapi.json)"
     elif error.status_code == 405:
         text = f"{request.url.path} does not take {request.method} (see /openapi.json)"
     return _json(error_body(error.status_code, text), error.status_code, error.headers)

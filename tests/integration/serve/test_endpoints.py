@@ -49,6 +49,13 @@ async def test_models(serve, make_engine) -> None:
     assert all(model["max_model_len"] == 1024 and model["root"] == "model-a" for model in answer["data"])
 
 
+async def test_a_path_of_the_controller_says_whom_to_ask(serve, make_engine) -> None:
+    served = await serve(make_engine())
+    assert "an instance has no /lookup; is the controller meant?" in await error(
+        served, "/lookup", status=404, json={"tokens": [1]}
+    )
+
+
 @pytest.mark.parametrize("path", ["/v1/completions", "/tokenize", "/detokenize"])
 async def test_a_model_that_is_not_served(serve, make_engine, path: str) -> None:
     served = await serve(make_engine())

@@ -111,6 +111,17 @@ def test_an_unreachable_controller_is_named(arguments: list[str], capsys: pytest
     "arguments",
     [
         ["lookup", "--tokens", "1,x"],
+        ["lookup", "--tokens", ""],
+        ["lookup", "--tokens", "1,-2"],
+        ["lookup", "--tokens", "9" * 20],
+        ["lookup", "--tokens", "9" * 5000],
+        ["lookup", "--tokens", f"@{sys.executable}"],
+        ["lookup", "--tokens", "1", "--url", "http://localhost:99999"],
+        ["lookup", "--tokens", "1", "--url", "http://[::1"],
+        ["lookup", "--tokens", "1", "--url", "ftp://localhost"],
+        ["lookup", "--tokens", "1", "--url", ""],
+        ["lookup", "--tokens", "1", "--timeout", "nan"],
+        ["lookup", "--tokens", "1", "--timeout", "0"],
         ["lookup", "--tokens", "@/no/such/file"],
         ["lookup", "--tokens", "1", "--prompt", "x"],
         ["lookup"],
@@ -119,4 +130,13 @@ def test_an_unreachable_controller_is_named(arguments: list[str], capsys: pytest
 )
 def test_wrong_values_exit_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 2
-    assert "error: " in capsys.readouterr().err
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith("error: ")
+
+
+def test_an_unreachable_instance_names_its_own_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["lookup", "--prompt", "x", "--instance-url", "http://127.0.0.1:9"]) == 1
+    shown = capsys.readouterr().err
+    assert "the instance at http://127.0.0.1:9 cannot be reached" in shown
+    assert "hint: is it running? see --instance-url" in shown
