@@ -13,6 +13,8 @@ from lmcache_kit.units import parse_bandwidth, parse_duration
 __all__ = ["resolve_controller", "resolve_peer"]
 
 DEFAULT_HEARTBEAT_SECONDS = 5.0
+FIRST_HEARTBEAT_SECONDS = 1.0
+"""Soon: an instance that dies before its first heartbeat is not missed by the controller."""
 
 _FOREIGN_CHANNELS = ("nixl", "mock_memory")
 _DEFAULT_TRANSPORT = "zmq"
@@ -52,7 +54,7 @@ def resolve_controller(settings: Settings, extension: Extension) -> ControllerSp
     interval = DEFAULT_HEARTBEAT_SECONDS
     if settings.is_set("lmcache_worker_heartbeat_time"):
         interval = float(settings.at_least("lmcache_worker_heartbeat_time", 0))
-    delay = interval
+    delay = min(interval, FIRST_HEARTBEAT_SECONDS)
     if settings.is_set("lmcache_worker_heartbeat_delay_time"):
         delay = float(settings.at_least("lmcache_worker_heartbeat_delay_time", 0))
     host = extension.advertise_host

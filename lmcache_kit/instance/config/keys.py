@@ -117,7 +117,7 @@ _HONOURED = (
         "lmcache_worker_heartbeat_delay_time",
         "int",
         10,
-        "seconds from registration to the first heartbeat; when absent, one heartbeat interval",
+        "seconds from registration to the first heartbeat; when absent, 1 or one interval if that is shorter",
     ),
     ConfigKey(
         "lmcache_worker_heartbeat_time",

@@ -61,7 +61,7 @@ class ControllerSpec:
     worker_id: int = 0
     worker_port: int = 0
     heartbeat_seconds: float = 5.0
-    first_heartbeat_seconds: float = 5.0
+    first_heartbeat_seconds: float = 1.0
     advertise_host: str | None = None
     control_host: str | None = None
     max_pending_operations: int = 100_000
