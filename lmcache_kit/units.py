@@ -6,7 +6,7 @@ import re
 
 from lmcache_kit.errors import ConfigError
 
-__all__ = ["format_size", "parse_bandwidth", "parse_duration", "parse_size"]
+__all__ = ["format_duration", "format_size", "parse_bandwidth", "parse_duration", "parse_size"]
 
 _NUMBER = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([A-Za-z/]*)\s*")
 _SIZE = {
@@ -68,3 +68,11 @@ def format_size(nbytes: float) -> str:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.3g} {unit}"
         size /= 1024
     return f"{size:.3g} TiB"
+
+
+def format_duration(seconds: float) -> str:
+    """``seconds`` with three digits, in the unit that reads best."""
+    for factor, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")):
+        if abs(seconds) >= factor:
+            return f"{seconds / factor:.3g} {unit}"
+    return f"{seconds / 1e-9:.3g} ns" if seconds else "0 s"

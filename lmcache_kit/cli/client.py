@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from lmcache_kit.cli.client_tables import print_lookup, print_status
-from lmcache_kit.cli.output import Format, FormatOption, print_json, print_table
+from lmcache_kit.cli.client_tables import print_health, print_lookup, print_status
+from lmcache_kit.cli.output import Format, FormatOption, print_facts, print_json
 from lmcache_kit.client import ControllerClient, InstanceClient
 from lmcache_kit.errors import ConfigError, LMCacheKitError
 
@@ -238,7 +238,7 @@ def health(
     if format is Format.JSON:
         print_json(answer)
     else:
-        print_table(["worker", "error code"], list(answer["error_codes"].items()))
+        print_health(answer)
     if any(answer["error_codes"].values()):
         raise typer.Exit(1)
 
@@ -308,4 +308,4 @@ def _print_facts(answer: Answer, format: Format) -> None:  # noqa: A002
     if format is Format.JSON:
         print_json(answer)
     else:
-        print_table(["", ""], [(key, value) for key, value in answer.items() if key != "workers" and value is not None])
+        print_facts({key: value for key, value in answer.items() if key != "workers"})

@@ -8,7 +8,7 @@ import typer
 
 from lmcache_kit.cli.output import print_table
 
-__all__ = ["print_lookup", "print_status"]
+__all__ = ["print_health", "print_lookup", "print_status"]
 
 
 def print_lookup(answer: dict[str, Any]) -> None:
@@ -55,7 +55,10 @@ def _holders(chunk: dict[str, Any]) -> str:
 def print_status(answer: dict[str, Any]) -> None:
     """The registered workers, and how many chunks the controller knows of."""
     columns = ["instance_id", "worker_id", "ip", "port", "peer_init_url"]
-    print_table(columns, [[worker.get(column) for column in columns] for worker in answer["workers"]])
+    print_table(
+        [*columns, "state"],
+        [[*(worker.get(column) for column in columns), _state(worker)] for worker in answer["workers"]],
+    )
     print_table(
         ["instance_id", "location", "chunks"],
         [
@@ -63,4 +66,21 @@ def print_status(answer: dict[str, Any]) -> None:
             for instance in answer["keys"]["instances"]
             for location, count in instance["locations"].items()
         ],
+    )
+
+
+def _state(worker: dict[str, Any]) -> str | None:
+    """What becomes of lookups and calls to this worker; None when the controller does not tell, as LMCache's."""
+    if "alive" not in worker:
+        return None
+    if not worker["alive"]:
+        return "dead"
+    return "syncing" if worker.get("syncing") or worker.get("sync_reason") else "ready"
+
+
+def print_health(answer: dict[str, Any]) -> None:
+    """The error code of each worker."""
+    print_table(
+        ["worker", "error code", ""],
+        [(worker, code, "not healthy" if code else "healthy") for worker, code in answer["error_codes"].items()],
     )

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from lmcache_kit.cli.output import Format, FormatOption, print_json, print_table
+from lmcache_kit.cli.output import Format, FormatOption, print_facts, print_json, print_table
 from lmcache_kit.contracts.records import Plugin
 from lmcache_kit.errors import LMCacheKitError, UnknownNameError
 from lmcache_kit.plugins import RegisteredPlugin, registry
@@ -45,6 +45,7 @@ def list_plugins(
     print_table(
         ["kind", "name", "summary", "from"],
         [(entry.record.kind, entry.record.name, entry.record.summary, entry.distribution) for entry in entries],
+        spare="from",
     )
     for broken in found.broken:
         typer.echo(f"not used: {broken.source}: {broken.reason}", err=True)
@@ -59,14 +60,7 @@ def show(name: NameArgument, format: FormatOption = Format.TABLE) -> None:  # no
         return
     for entry in entries:
         facts = _facts(entry)
-        print_table(
-            ["", ""],
-            [
-                (key, ", ".join(facts[key]) if isinstance(facts[key], list) else facts[key])
-                for key in facts
-                if key != "options"
-            ],
-        )
+        print_facts({key: value for key, value in facts.items() if key != "options"})
         if facts["options"]:
             print_table(
                 ["option", "type", "default"],

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from lmcache_kit.cli.output import Format, FormatOption, print_json, print_table
+from lmcache_kit.cli.output import Format, FormatOption, print_facts, print_json
 
 __all__ = ["register"]
 
@@ -27,22 +27,19 @@ def info(
 ) -> None:
     """Show what a trace holds and the hit rates of a cache that never evicts."""
     from lmcache_kit.contracts.records import TracePlugin
+    from lmcache_kit.errors import ConfigError, InvalidRequestError
     from lmcache_kit.plugins import registry
     from lmcache_kit.report.trace_info import trace_info
 
     plugins = registry()
     record = plugins.get(TracePlugin, reader)
     made = record.factory(plugins.options(record))
-    facts = {"file": str(file), "reader": reader, **trace_info(made.read(file), made.format)}
+    try:
+        facts = {"file": str(file), "reader": reader, **trace_info(made.read(file), made.format)}
+    except InvalidRequestError as error:
+        # The file is what the user named: as with a scenario that cannot be read.
+        raise ConfigError(error.message, hint=error.hint) from None
     if format is Format.JSON:
         print_json(facts)
     else:
-        print_table(["", ""], [(key.replace("_", " "), _shown(value)) for key, value in facts.items()])
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_shown(below)}" for key, below in value.items())
-    if isinstance(value, float):
-        return f"{value:,.4f}" if abs(value) < 1 else f"{value:,.1f}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+        print_facts({key.replace("_", " "): value for key, value in facts.items()})

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lmcache_kit.cli.client_tables import print_lookup, print_status
+from lmcache_kit.cli.client_tables import print_health, print_lookup, print_status
 
 
 def lines(capsys: pytest.CaptureFixture[str]) -> list[list[str]]:
@@ -72,14 +72,36 @@ def test_an_explanation_is_for_people_too(capsys) -> None:
     ]
 
 
-def test_status_shows_workers_and_what_they_hold(capsys) -> None:
+def test_status_shows_workers_their_state_and_what_they_hold(capsys) -> None:
     worker = {"instance_id": "a", "worker_id": 0, "ip": "127.0.0.1", "port": 8001, "peer_init_url": None, "more": 1}
+    ours = worker | {"peer_init_url": "tcp://127.0.0.1:8200", "alive": True, "syncing": False, "sync_reason": None}
+    workers = [
+        worker,
+        ours | {"instance_id": "b"},
+        ours | {"instance_id": "c", "syncing": True},
+        ours | {"instance_id": "d", "sync_reason": "operations_missed"},
+        ours | {"instance_id": "e", "alive": False, "sync_reason": "worker_was_dead"},
+    ]
     held = {"instance_id": "a", "key_count": 5, "worker_count": 1, "locations": {"LocalCPUBackend": 3, "Remote": 4}}
-    print_status({"workers": [worker], "keys": {"total_key_count": 5, "instances": [held]}})
+    print_status({"workers": workers, "keys": {"total_key_count": 5, "instances": [held]}})
+    peer = ["0", "127.0.0.1", "8001", "tcp://127.0.0.1:8200"]
     assert cells(lines(capsys)) == [
-        ["instance_id", "worker_id", "ip", "port", "peer_init_url"],
+        ["instance_id", "worker_id", "ip", "port", "peer_init_url", "state"],
         ["a", "0", "127.0.0.1", "8001"],
+        ["b", *peer, "ready"],
+        ["c", *peer, "syncing"],
+        ["d", *peer, "syncing"],
+        ["e", *peer, "dead"],
         ["instance_id", "location", "chunks"],
         ["a", "LocalCPUBackend", "3"],
         ["a", "Remote", "4"],
+    ]
+
+
+def test_health_says_in_words_what_a_code_means(capsys) -> None:
+    print_health({"error_codes": {"0": 0, "1": -3}})
+    assert cells(lines(capsys)) == [
+        ["worker", "error code"],
+        ["0", "0", "healthy"],
+        ["1", "-3", "not healthy"],
     ]
