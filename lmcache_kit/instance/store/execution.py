@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-__all__ = ["BackgroundQueue", "Signal", "Work"]
+__all__ = ["BackgroundQueue", "Batches", "Signal", "Work"]
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +70,68 @@ class Work:
 
     def close(self) -> None:
         self._pool.shutdown(wait=True)
+
+
+class Batches:
+    """Calls in threads, where those that begin at the same moment share the way there and back.
+
+    Handing a call to a thread costs about as much as checking and decoding a small chunk, so small calls go together;
+    a call that is worth a thread's turn of its own gets one.
+
+    Args:
+        work: whose threads.
+        least_bytes: what makes a turn worth while.
+    """
+
+    def __init__(self, work: Work, least_bytes: int = 2**20) -> None:
+        self._work = work
+        self._least = least_bytes
+        self._waiting: list[tuple[int, Callable[[], Any], asyncio.Future[Any]]] = []
+        self._turns: set[asyncio.Task[None]] = set()
+
+    async def call(self, nbytes: int, function: Callable[..., T], *args: Any) -> T:
+        """``function(*args)`` in a thread; it works on ``nbytes``."""
+        loop = asyncio.get_running_loop()
+        if not self._waiting:
+            loop.call_soon(self._start)
+        done: asyncio.Future[T] = loop.create_future()
+        self._waiting.append((nbytes, functools.partial(function, *args), done))
+        return await done
+
+    def _start(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        turns = min(len(waiting), max(1, sum(nbytes for nbytes, _, _ in waiting) // self._least))
+        for turn in range(turns):
+            # Neighbours stay together: a prefix is then complete up to where its first turns are done.
+            part = waiting[len(waiting) * turn // turns : len(waiting) * (turn + 1) // turns]
+            task = asyncio.get_running_loop().create_task(self._turn([(call, done) for _, call, done in part]))
+            self._turns.add(task)
+            task.add_done_callback(self._turns.discard)
+
+    async def _turn(self, calls: list[tuple[Callable[[], Any], asyncio.Future[Any]]]) -> None:
+        try:
+            outcomes = await self._work.call(_outcomes, [call for call, _ in calls])
+        except BaseException as error:  # the threads are closed, or this task is cancelled
+            outcomes = [(None, error)] * len(calls)
+        for (_, done), (result, failure) in zip(calls, outcomes, strict=True):
+            if done.done():  # its caller was cancelled
+                continue
+            if isinstance(failure, asyncio.CancelledError):
+                done.cancel()
+            elif failure is not None:
+                done.set_exception(failure)
+            else:
+                done.set_result(result)
+
+
+def _outcomes(calls: list[Callable[[], Any]]) -> list[tuple[Any, BaseException | None]]:
+    found: list[tuple[Any, BaseException | None]] = []
+    for call in calls:
+        try:
+            found.append((call(), None))
+        except Exception as error:
+            found.append((None, error))
+    return found
 
 
 class BackgroundQueue:

@@ -12,7 +12,7 @@ from lmcache_kit.errors import BlobError, UnavailableError
 from lmcache_kit.instance.core.cache import CacheCore
 from lmcache_kit.instance.core.tiers import Entry, EntryState
 from lmcache_kit.instance.store.codecs import CodecSet
-from lmcache_kit.instance.store.execution import Signal, Work
+from lmcache_kit.instance.store.execution import Batches, Signal, Work
 from lmcache_kit.instance.store.results import ChunkHit
 from lmcache_kit.instance.store.tier_io import TierIO
 from lmcache_kit.instance.store.writer import Writer
@@ -23,6 +23,9 @@ from lmcache_kit.kv.layout import KVLayout, KVTensor
 __all__ = ["Chunk", "Reader", "ServedChunk"]
 
 log = logging.getLogger(__name__)
+
+_BYTES_AT_ONCE = 4 * 2**20
+"""Of KV that may be under way; chunks so large that this is few of them, two for each thread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,7 @@ class Reader:
         self._core = core
         self._io = io
         self._work = work
+        self._decoding = Batches(work)
         self._signal = signal
         self._writer = writer
         self._codecs = codecs
@@ -131,7 +135,8 @@ class Reader:
 
     async def _fetch_all(self, found: Sequence[_Found], kv: KVTensor) -> list[ServedChunk]:
         """Decode every chunk into its place in ``kv``; the leading ones for which that worked."""
-        slots = asyncio.Semaphore(2 * self._work.threads)
+        largest = self._layout.nbytes(max(place.chunk.num_tokens for place in found))
+        slots = asyncio.Semaphore(max(2 * self._work.threads, _BYTES_AT_ONCE // largest))
         broken = len(found)
 
         async def fetch(index: int, place: _Found) -> ServedChunk | None:
@@ -163,7 +168,8 @@ class Reader:
                 await self._drop(tier, place, "missing", "the tier does not have it any more")
                 continue
             try:
-                header = await self._work.call(self._decode_into, blob, chunk, kv)
+                nbytes = self._layout.nbytes(chunk.num_tokens)
+                header = await self._decoding.call(nbytes, self._decode_into, blob, chunk, kv)
             except BlobError as error:
                 await self._drop(tier, place, "damaged", error.message)
                 continue
