@@ -6,6 +6,7 @@ changes nothing; an unknown one is refused with the nearest known name. So no an
 
 from __future__ import annotations
 
+import functools
 from typing import Any, TypeVar
 
 import msgspec
@@ -149,7 +150,7 @@ def decode_body(raw: bytes, kind: type[T]) -> T:
         raise InvalidRequestError("the request body must be a JSON object") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidRequestError(f"the request body is not JSON: {error}") from None
-    known = {field.encode_name for field in msgspec.structs.fields(kind)}
+    known = _names(kind)
     for name in [name for name in values if name not in known]:
         if kind is CompletionBody and (name in _WITHOUT_EFFECT or _is_neutral(name, values[name])):
             continue
@@ -165,6 +166,12 @@ def decode_body(raw: bytes, kind: type[T]) -> T:
         return msgspec.convert(values, type=kind)
     except msgspec.ValidationError as error:
         raise InvalidRequestError(f"the request body is wrong: {error}") from None
+
+
+@functools.cache
+def _names(kind: type[msgspec.Struct]) -> frozenset[str]:
+    # Cached because msgspec resolves the annotations anew at each call.
+    return frozenset(field.encode_name for field in msgspec.structs.fields(kind))
 
 
 def _is_neutral(name: str, value: Any) -> bool:
