@@ -36,7 +36,7 @@ __all__ = [
 class LookupRequest(msgspec.Struct, kw_only=True):
     """Token ids of a prompt, from its first one."""
 
-    tokens: list[int]
+    tokens: tuple[int, ...]  # what is hashed are tuples, and slices of a tuple are
     explain: bool = False
 
 
