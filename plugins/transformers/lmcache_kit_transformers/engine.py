@@ -40,6 +40,9 @@ def make_engine(options: TransformersOptions, model: str) -> TransformersEngine:
         raise ConfigError(f"device {options.device!r} is not usable: torch sees no such GPU", hint="use device=cpu")
     torch.set_num_threads(options.threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
+    # Otherwise torch fills every new tensor with NaN first, which costs a prompt some percent; all that is read here
+    # has been written.
+    torch.utils.deterministic.fill_uninitialized_memory = False
     quiet: Any = transformers.logging
     quiet.set_verbosity_error()
     quiet.disable_progress_bar()
