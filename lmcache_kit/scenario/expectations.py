@@ -56,13 +56,18 @@ class Expectation:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Whether an expectation was met; ``got`` is the value found, ``problem`` why it could not be compared."""
+    """Whether an expectation was met.
+
+    ``got`` is the value found, ``problem`` why it could not be compared, ``against`` the value of another result that
+    the scenario compares with.
+    """
 
     path: str
     wanted: Scalar
     got: Any
     met: bool
     problem: str | None = None
+    against: Any = None
 
 
 def parse_expectations(expect: Mapping[str, Scalar], results: Sequence[str]) -> list[Expectation]:
@@ -117,13 +122,14 @@ def _check_path(text: str, path: str, results: Sequence[str]) -> None:
 
 def _evaluate(expectation: Expectation, results: Mapping[str, Mapping[str, Any]]) -> Outcome:
     def outcome(got: Any, met: bool, problem: str | None = None) -> Outcome:
-        return Outcome(expectation.path, expectation.wanted, got, met, problem)
+        return Outcome(expectation.path, expectation.wanted, got, met, problem, against)
 
+    against = None
     try:
         got = _find(expectation.path, results)
         operand = expectation.operand
         if isinstance(operand, Reference):
-            operand = _find(operand.path, results)
+            operand = against = _find(operand.path, results)
     except LookupError as error:
         return outcome(None, False, str(error.args[0]))
     if expectation.op in _ORDERED:

@@ -2,51 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lmcache_kit.units import format_size
+from lmcache_kit.units import format_duration, format_size
 
 __all__ = [
     "COLUMNS",
     "FACTS",
+    "GROUPS",
+    "NOTES",
     "NUMERIC",
     "cells",
     "detail",
-    "duration",
     "expectation_cells",
     "facts",
     "flat",
+    "used",
 ]
 
-NUMERIC = frozenset({"tokens", "before", "after", "ratio", "seconds", "p50", "p90", "p99", "TTFT cold", "TTFT cached"})
 COLUMNS = (
     "result",
     "tokens",
-    "before",
-    "after",
+    "KV before",
+    "KV after",
     "ratio",
-    "seconds",
-    "p50",
+    "time",
+    "latency p50",
     "p90",
     "p99",
     "TTFT cold",
     "TTFT cached",
 )
+GROUPS = (COLUMNS[1:5], COLUMNS[5:9], COLUMNS[9:])
+"""Columns that belong side by side: sizes, times, and times to first token."""
+NUMERIC = frozenset(COLUMNS[1:])
+NOTES = (
+    "KV before, after: completions: the KV they stored or loaded, as the engine has it and as the tiers hold it; "
+    "moves: at the source and at the target; others: what the tiers concerned held. ratio: before to after, above 1 it "
+    "got smaller.",
+    "time: from the first request to the last answer. latency: of one request. TTFT: median time to first token, "
+    "without (cold) and with cached tokens.",
+)
 FACTS = ("result", "counts", "worth knowing")
 _SHOWN_IN_CELLS = frozenset({"name", "kind", "counts", "tokens", "bytes_before", "bytes_after", "ratio", "seconds"})
 # Of whatever a workload reports beside the common values, these fit on a line.
-_WORTH = ("hit_rate", "ttft_ratio", "verified", "all_found", "method")
+_WORTH = ("hit_rate", "verified", "all_found", "method")
 
 
-def duration(seconds: float | None) -> str:
-    """A duration in the unit that reads best."""
-    if seconds is None:
-        return "-"
-    for factor, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")):
-        if abs(seconds) >= factor:
-            return f"{seconds / factor:.3g} {unit}"
-    return f"{seconds / 1e-9:.3g} ns" if seconds else "0 s"
+def used(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[int]:
+    """Positions of the columns that say something in any row; the others only take room."""
+    return [index for index in range(len(columns)) if any(row[index] not in ("", "-") for row in rows)]
 
 
 def cells(result: Mapping[str, Any]) -> list[str]:
@@ -59,29 +65,35 @@ def cells(result: Mapping[str, Any]) -> list[str]:
         _size(result.get("bytes_before")),
         _size(result.get("bytes_after")),
         "-" if ratio is None else f"{ratio:.3g}",
-        duration(result.get("seconds")),
-        *(duration(latency.get(percentile)) for percentile in ("p50", "p90", "p99")),
-        *(duration((result.get(f"ttft_{which}_seconds") or {}).get("p50")) for which in ("cold", "cached")),
+        _duration(result.get("seconds")),
+        *(_duration(latency.get(percentile)) for percentile in ("p50", "p90", "p99")),
+        *(_duration((result.get(f"ttft_{which}_seconds") or {}).get("p50")) for which in ("cold", "cached")),
     ]
 
 
 def facts(result: Mapping[str, Any]) -> list[str]:
     """One line of the table beside it: how many of what, and what is special to the workload."""
     counts: Mapping[str, int] = result.get("counts") or {}
-    worth = [f"{key.replace('_', ' ')} {detail(result[key])}" for key in _WORTH if result.get(key) is not None]
+    worth = [_worth(key, result[key]) for key in _WORTH if result.get(key) is not None]
+    if result.get("ttft_ratio") is not None:
+        worth.append(f"median TTFT {detail(result['ttft_ratio'])} times that of {result.get('compared_to')}")
     if result.get("text_equal_count") is not None:
         worth.append(f"same text {result['text_equal_count']} of {counts.get('requests')}")
     return [
         str(result["name"]),
-        ", ".join(f"{count} {what.replace('_', ' ')}" for what, count in counts.items()),
+        ", ".join(_counted(count, what.replace("_", " ")) for what, count in counts.items()),
         ", ".join(worth),
     ]
 
 
 def expectation_cells(outcome: Mapping[str, Any]) -> list[str]:
     """One line of the expectations table."""
-    got = outcome.get("problem") or detail(outcome.get("got"))
-    return [str(outcome["path"]), detail(outcome["wanted"]), got, "met" if outcome["met"] else "MISSED"]
+    unit = " s" if any(part.endswith("seconds") for part in str(outcome["path"]).split(".")) else ""
+    got = outcome.get("problem") or detail(outcome.get("got")) + unit
+    wanted = detail(outcome["wanted"])
+    if outcome.get("against") is not None:
+        wanted += f" ({detail(outcome['against'])}{unit})"
+    return [str(outcome["path"]), wanted, got, "met" if outcome["met"] else "MISSED"]
 
 
 def detail(value: Any) -> str:
@@ -109,9 +121,9 @@ def flat(result: Mapping[str, Any]) -> list[tuple[str, str]]:
             continue
         if key.endswith("_seconds"):
             shown = (
-                ", ".join(f"{name} {duration(below)}" for name, below in value.items())
+                ", ".join(f"{name} {_duration(below)}" for name, below in value.items())
                 if isinstance(value, Mapping)
-                else duration(value)
+                else _duration(value)
             )
             rows.append((key.removesuffix("_seconds").replace("_", " "), shown))
         else:
@@ -121,3 +133,19 @@ def flat(result: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _size(value: Any) -> str:
     return "-" if value is None else format_size(value)
+
+
+def _duration(value: float | None) -> str:
+    return "-" if value is None else format_duration(value)
+
+
+def _counted(count: int, what: str) -> str:
+    """``3 jobs``, ``1 job``."""
+    if count == 1:
+        what = what.removesuffix("es") if what.endswith("sses") else what.removesuffix("s")
+    return f"{count:,} {what}"
+
+
+def _worth(key: str, value: Any) -> str:
+    name = key.replace("_", " ")
+    return (name if value else f"not {name}") if isinstance(value, bool) else f"{name} {detail(value)}"

@@ -1,4 +1,4 @@
-"""A bar chart as inline SVG: bytes before and after, or latencies, one row per result."""
+"""A bar chart as inline SVG: bytes before and after, or latencies, one group of bars per result."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from html import escape
 
 __all__ = ["bars"]
 
-ROW, BAR, LABEL, PLOT, VALUE = 46, 14, 130, 460, 110
+LEGEND, LABEL, BAR, GAP = 26, 18, 14, 2
+_ROOM = 78.0
+"""Percent of the width that the longest bar takes; its value stands beside it."""
 
 
 def bars(
@@ -17,6 +19,8 @@ def bars(
 ) -> str:
     """Horizontal bars, grouped by row, from 0 to the largest value.
 
+    Widths are percentages and heights are pixels, so a narrow page gets shorter bars and not smaller letters.
+
     Args:
         title: what the chart shows; also read by screen readers.
         rows: label of each row and its series, ``(name, value)``.
@@ -24,30 +28,26 @@ def bars(
     """
     series = list(dict.fromkeys(name for _, values in rows for name, _ in values))
     largest = max((value for _, values in rows for _, value in values), default=0.0) or 1.0
-    width, top = LABEL + PLOT + VALUE, 26
-    height = top + ROW * len(rows) + 6
-    parts = [
-        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}" class="chart">',
-        *_legend(series),
-    ]
-    for index, (label, values) in enumerate(rows):
-        y = top + index * ROW
-        middle = y + (len(values) * (BAR + 2)) / 2 + 4
-        parts.append(f'<text x="{LABEL - 10}" y="{middle:.1f}" text-anchor="end" class="label">{escape(label)}</text>')
-        for number, (name, value) in enumerate(values):
-            length = max(PLOT * value / largest, 1.0)
-            line = y + number * (BAR + 2)
+    parts = _legend(series)
+    y = LEGEND
+    for label, values in rows:
+        parts.append(f'<text x="0" y="{y + LABEL - 5}" class="label">{escape(label)}</text>')
+        y += LABEL
+        for name, value in values:
+            length = max(_ROOM * value / largest, 0.2)
             parts.append(
-                f'<rect x="{LABEL}" y="{line}" width="{length:.1f}" height="{BAR}" rx="2" '
-                f'class="s{series.index(name)}"><title>{escape(f"{label}, {name}: {show(value)}")}</title></rect>'
-                f'<text x="{LABEL + length + 6:.1f}" y="{line + BAR - 3}" class="value">{escape(show(value))}</text>'
+                f'<rect x="0" y="{y}" width="{length:.2f}%" height="{BAR}" rx="2" class="s{series.index(name)}">'
+                f"<title>{escape(f'{label}, {name}: {show(value)}')}</title></rect>"
+                f'<text x="{length:.2f}%" dx="6" y="{y + BAR - 3}" class="value">{escape(show(value))}</text>'
             )
-    parts.append("</svg>")
-    return f"<figure><figcaption>{escape(title)}</figcaption>{''.join(parts)}</figure>"
+            y += BAR + GAP
+        y += 8
+    svg = f'<svg width="100%" height="{y}" role="img" aria-label="{escape(title)}" class="chart">{"".join(parts)}</svg>'
+    return f"<figure><figcaption>{escape(title)}</figcaption>{svg}</figure>"
 
 
 def _legend(series: Sequence[str]) -> list[str]:
-    parts, x = [], float(LABEL)
+    parts, x = [], 0.0
     for index, name in enumerate(series):
         parts.append(
             f'<rect x="{x:.0f}" y="4" width="10" height="10" rx="2" class="s{index}"/>'

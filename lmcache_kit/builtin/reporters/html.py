@@ -10,17 +10,18 @@ from typing import Any, ClassVar
 from lmcache_kit.builtin.reporters.cells import (
     COLUMNS,
     FACTS,
+    NOTES,
     NUMERIC,
     cells,
     detail,
-    duration,
     expectation_cells,
     facts,
     flat,
+    used,
 )
 from lmcache_kit.builtin.reporters.chart import bars
 from lmcache_kit.contracts.reporter import Reporter
-from lmcache_kit.units import format_size
+from lmcache_kit.units import format_duration, format_size
 
 __all__ = ["HtmlReporter"]
 
@@ -34,17 +35,19 @@ body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(
 h1 { font-size: 1.5rem; margin: 0; } h2 { font-size: 1.1rem; margin: 2.2rem 0 .6rem; }
 p { margin: .4rem 0; } .dim { color: var(--dim); }
 .status { font-weight: 600; } .passed, .met { color: var(--good); } .failed, .missed, .MISSED { color: var(--bad); }
-.scroll { overflow-x: auto; } .scroll + .scroll { margin-top: 1.4rem; }
+.scroll { overflow-x: auto; } .note + .scroll { margin-top: 1.4rem; } .note { font-size: .85rem; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .9rem; }
 th, td { text-align: left; padding: .35rem .7rem; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { color: var(--dim); font-weight: 600; white-space: nowrap; } td.n { text-align: right; white-space: nowrap; }
-th.n { text-align: right; } tbody tr:hover { background: var(--soft); }
+th.n { text-align: right; } th:first-child, td:first-child { position: sticky; left: 0; background: var(--page); }
+tbody tr:hover { background: var(--soft); }
 figure { margin: 0; } figcaption { color: var(--dim); margin-bottom: .3rem; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(26rem, 1fr)); gap: 2rem; }
-.chart { width: 100%; height: auto; } .chart text { fill: var(--ink); font-size: 12px; }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: 2rem; }
+.chart { display: block; overflow: visible; } .chart text { fill: var(--ink); font-size: 12px; }
 .chart .value { fill: var(--dim); }
 .s0 { fill: var(--s0); } .s1 { fill: var(--s1); } .s2 { fill: var(--s2); }
 details { border-bottom: 1px solid var(--line); padding: .35rem 0; } summary { cursor: pointer; }
+@media (max-width: 40rem) { body { margin: 1rem auto; padding: 0 .8rem; } th, td { padding: .35rem .45rem; } }
 details table { margin: .4rem 0 .8rem; width: auto; } pre { white-space: pre-wrap; color: var(--bad); }
 """
 
@@ -58,7 +61,7 @@ class HtmlReporter(Reporter):
         results: Sequence[Mapping[str, Any]] = report["results"]
         body = [
             _head(report),
-            _section("Results", _table(COLUMNS, map(cells, results)) + _table(FACTS, map(facts, results)))
+            _section("Results", _table(COLUMNS, map(cells, results)) + _notes() + _table(FACTS, map(facts, results)))
             if results
             else "",
             _charts(results),
@@ -79,10 +82,11 @@ def _head(report: Mapping[str, Any]) -> str:
     status = str(report.get("status", ""))
     started = report.get("started_unix")
     when = f", started {datetime.fromtimestamp(started, UTC):%Y-%m-%d %H:%M:%S} UTC" if started is not None else ""
-    facts = (
-        f"{report.get('clock')} clock, seed {report.get('seed')}, {duration(report.get('seconds'))} "
-        f"of which {duration(report.get('boot_seconds'))} to boot{when}"
-    )
+    took, boot = report.get("seconds"), report.get("boot_seconds")
+    facts = f"{report.get('clock')} clock, seed {report.get('seed')}"
+    facts += f", {format_duration(took)}" if took is not None else ""
+    facts += f" of which {format_duration(boot)} to boot" if boot is not None else ""
+    facts += when
     error = f"<pre>{escape(str(report['error']))}</pre>" if report.get("error") else ""
     return (
         f"<h1>{escape(str(report['scenario']))}</h1><p>{escape(str(report.get('summary') or ''))}</p>"
@@ -97,14 +101,18 @@ def _section(title: str, content: str) -> str:
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = list(rows)
-    used = [index for index in range(len(columns)) if any(line[index] not in ("", "-") for line in lines)]
-    head = "".join(f"<th{_class(columns[index])}>{escape(columns[index])}</th>" for index in used)
+    kept = used(columns, lines)
+    head = "".join(f"<th{_class(columns[index])}>{escape(columns[index])}</th>" for index in kept)
     body = "".join(
-        "<tr>" + "".join(f"<td{_class(columns[index])}>{escape(line[index])}</td>" for index in used) + "</tr>"
+        "<tr>" + "".join(f"<td{_class(columns[index])}>{escape(line[index])}</td>" for index in kept) + "</tr>"
         for line in lines
     )
     head = f"<thead><tr>{head}</tr></thead>" if any(columns) else ""
     return f'<div class="scroll"><table>{head}<tbody>{body}</tbody></table></div>'
+
+
+def _notes() -> str:
+    return "".join(f'<p class="dim note">{escape(note)}</p>' for note in NOTES)
 
 
 def _class(column: str) -> str:
@@ -113,7 +121,10 @@ def _class(column: str) -> str:
 
 def _charts(results: Sequence[Mapping[str, Any]]) -> str:
     sizes = [
-        (str(result["name"]), [("before", float(result["bytes_before"])), ("after", float(result["bytes_after"]))])
+        (
+            str(result["name"]),
+            [("KV before", float(result["bytes_before"])), ("KV after", float(result["bytes_after"]))],
+        )
         for result in results
         if result.get("bytes_before") is not None and result.get("bytes_after") is not None
     ]
@@ -131,9 +142,9 @@ def _charts(results: Sequence[Mapping[str, Any]]) -> str:
     ]
     charts = []
     if sizes:
-        charts.append(bars("Bytes before and after", sizes, format_size))
+        charts.append(bars("KV bytes before and after", sizes, format_size))
     if times:
-        charts.append(bars("Latency of one request (time to first token where there is one)", times, duration))
+        charts.append(bars("Latency of one request (time to first token where there is one)", times, format_duration))
     return _section("At a glance", f'<div class="charts">{"".join(charts)}</div>') if charts else ""
 
 

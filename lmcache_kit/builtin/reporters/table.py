@@ -2,54 +2,76 @@
 
 from __future__ import annotations
 
-import io
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
-from lmcache_kit.builtin.reporters.cells import COLUMNS, FACTS, NUMERIC, cells, expectation_cells, facts
+from lmcache_kit.builtin.reporters.cells import (
+    COLUMNS,
+    FACTS,
+    GROUPS,
+    NOTES,
+    NUMERIC,
+    cells,
+    expectation_cells,
+    facts,
+    used,
+)
 from lmcache_kit.contracts.reporter import Reporter
+from lmcache_kit.text_table import terminal_width, text_table, width_of
 
 __all__ = ["TableReporter"]
 
 
 class TableReporter(Reporter):
-    """Plain text without colours, at most ``width`` wide."""
+    """Plain text without colours.
 
-    width = 140
+    Args:
+        width: columns to stay within; the terminal's when None, or 140 in a file or a pipe.
+    """
+
+    def __init__(self, *, width: int | None = None) -> None:
+        self.width = width or terminal_width() or 140
 
     def render(self, report: Mapping[str, Any]) -> str:
-        console = Console(file=io.StringIO(), width=self.width, color_system=None, legacy_windows=False)
         head = f"{report['scenario']}: {report['status']}"
-        console.print(
-            f"{head} in {report['seconds']:.1f} s ({report['clock']} clock, seed {report['seed']})", markup=False
-        )
+        parts = [f"{head} in {report['seconds']:.1f} s ({report['clock']} clock, seed {report['seed']})\n"]
         if report.get("error"):
-            console.print(f"error: {report['error']}", markup=False)
+            parts.append(f"error: {report['error']}\n")
         results: Sequence[Mapping[str, Any]] = report["results"]
         if results:
-            console.print(_table(COLUMNS, map(cells, results)))
-            console.print(_table(FACTS, map(facts, results)))
+            parts += [*self._results(results), self._notes(), self._table(FACTS, map(facts, results))]
         outcomes: Sequence[Mapping[str, Any]] = report["expectations"]
         if outcomes:
-            console.print(_table(("expectation", "wanted", "got", ""), map(expectation_cells, outcomes)))
-        assert isinstance(console.file, io.StringIO)
-        return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines()) + "\n"
+            parts.append(self._table(("expectation", "wanted", "got", ""), map(expectation_cells, outcomes)))
+        return "".join(parts)
 
+    def _results(self, results: Sequence[Mapping[str, Any]]) -> list[str]:
+        """One table; several with some of the columns each where one is too wide: broken numbers cannot be read."""
+        rows = [dict(zip(COLUMNS, cells(result), strict=True)) for result in results]
 
-def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    lines = list(rows)
-    # A column that says nothing in any line only takes room.
-    used = [index for index in range(len(columns)) if any(line[index] not in ("", "-") for line in lines)]
-    table = Table(box=box.SIMPLE_HEAD)
-    for index in used:
-        right = columns[index] in NUMERIC
-        table.add_column(columns[index], justify="right" if right else "left", no_wrap=right, overflow="fold")
-    for line in lines:
-        # As Text: rich would read "[...]" in a plain string as markup.
-        table.add_row(*(Text(line[index]) for index in used))
-    return table
+        def table(columns: Sequence[str], *, bounded: bool) -> str:
+            return self._table(columns, [[row[column] for column in columns] for row in rows], bounded=bounded)
+
+        parts: list[tuple[str, ...]] = [COLUMNS[:1]]
+        for group in GROUPS:
+            longer = parts[-1] + group
+            if len(parts[-1]) == 1 or width_of(table(longer, bounded=False)) <= self.width:
+                parts[-1] = longer
+            else:
+                parts.append(COLUMNS[:1] + group)
+        return [table(columns, bounded=True) for columns in parts]
+
+    def _notes(self) -> str:
+        lines = [line for note in NOTES for line in textwrap.wrap(note, min(self.width, 120) - 2)]
+        return "".join(f"  {line}\n" for line in lines)
+
+    def _table(self, columns: Sequence[str], rows: Iterable[Sequence[str]], *, bounded: bool = True) -> str:
+        lines = list(rows)
+        kept = used(columns, lines)
+        return text_table(
+            [columns[index] for index in kept],
+            [[line[index] for index in kept] for line in lines],
+            width=self.width if bounded else None,
+            numeric=NUMERIC,
+        )

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 import json
+import re
 from html.parser import HTMLParser
 from typing import Any
 
 import pytest
 
+from lmcache_kit.builtin.reporters.cells import NOTES
+from lmcache_kit.builtin.reporters.chart import bars
+from lmcache_kit.builtin.reporters.table import TableReporter
 from lmcache_kit.contracts.records import ReporterPlugin
 from lmcache_kit.plugins import PluginRegistry
 
@@ -98,11 +102,43 @@ def test_the_page_is_self_contained_and_well_formed(report: dict[str, Any]) -> N
     assert page.tags.count("svg") == 2
 
 
-def test_bars_grow_with_their_values() -> None:
-    import re
-
-    from lmcache_kit.builtin.reporters.chart import bars
-
+def test_bars_grow_with_their_values_and_letters_do_not_shrink_with_the_page() -> None:
     svg = bars("t", [("x", [("before", 10.0), ("after", 5.0)]), ("y", [("before", 0.0)])], str)
-    widths = [float(width) for width in re.findall(r'width="([\d.]+)" height="14"', svg)]
-    assert widths == [460.0, 230.0, 1.0]
+    widths = [float(width) for width in re.findall(r'width="([\d.]+)%" height="14"', svg)]
+    assert widths == [78.0, 39.0, 0.2]
+    assert "viewBox" not in svg, "a viewBox scales letters too"
+    assert '<text x="78.00%" dx="6"' in svg, "the value stands at the end of its bar"
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 118, 140, 200])
+def test_a_terminal_of_any_width_shows_every_number_whole(report: dict[str, Any], width: int) -> None:
+    text = TableReporter(width=width).render(report)
+    assert max(map(len, text.splitlines())) <= width
+    for shown in ("12,345", "3 MiB", "1 MiB", "15 ms", "30 ms", "1.5 s", "500 ms", "MISSED"):
+        assert re.search(rf"(?<![\w.]){re.escape(shown)}(?!\w)", text), shown
+    assert text.count("latency p50") == 1
+    assert " ".join(NOTES[0].split()[-6:]) in " ".join(text.split())
+
+
+def test_what_a_value_was_compared_with_is_shown(report: dict[str, Any]) -> None:
+    report["expectations"] = [
+        {"path": "a.ttft_seconds.p50", "wanted": "< b.ttft_seconds.p50", "got": 0.5, "met": True, "against": 0.75},
+        {"path": "a.tokens", "wanted": "== b.tokens", "got": 5, "met": False, "problem": None, "against": 6000},
+    ]
+    text = " ".join(render("table", report).split())
+    assert "< b.ttft_seconds.p50 (0.75 s) 0.5 s met" in text
+    assert "== b.tokens (6,000) 5 MISSED" in text
+
+
+def test_counts_and_truth_values_read_as_words(report: dict[str, Any]) -> None:
+    report["results"][1] |= {"counts": {"lookups": 1, "misses": 1, "complete": 0}, "all_found": False}
+    report["results"][0] |= {"verified": True, "ttft_ratio": 0.25, "compared_to": "look"}
+    text = " ".join(render("table", report).split())
+    assert "1 lookup, 1 miss, 0 complete" in text
+    assert "not all found" in text
+    assert "verified, median TTFT 0.25 times that of look" in text
+
+
+def test_a_run_that_never_booted_has_a_page(report: dict[str, Any]) -> None:
+    report |= {"results": [], "expectations": [], "boot_seconds": None, "seconds": 0.25}
+    assert "250 ms" in render("html", report)

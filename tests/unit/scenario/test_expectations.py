@@ -87,3 +87,9 @@ def test_what_is_wrong_is_refused_before_the_run(path: str, wanted: Any, message
     with pytest.raises(ConfigError) as caught:
         parse_expectations({path: wanted}, list(RESULTS))
     assert message in caught.value.message
+
+
+def test_the_value_of_another_result_is_kept_beside_the_outcome() -> None:
+    assert outcome("read_back.ttft_seconds.p50", "< serve.ratio").against == 1.5
+    assert outcome("serve.ratio", "> 1").against is None
+    assert outcome("serve.ratio", "> read_back.gone").against is None
