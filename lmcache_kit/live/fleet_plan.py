@@ -188,6 +188,7 @@ def _settings(
                 capacity=tier.capacity,
                 eviction=tier.eviction,
                 eviction_options=tier.eviction_options,
+                method=tier.method,
                 options=tier.options,
             )
             for tier in instance.tiers

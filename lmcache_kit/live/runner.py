@@ -159,7 +159,7 @@ class Run:
             boot_seconds=self._boot_seconds,
             results=self._results.values(),
             expectations=outcomes,
-            plugins=plugin_facts(plugins_used(scenario), self._plugins),
+            plugins=plugin_facts(plugins_used(scenario, self._workloads), self._plugins),
         )
 
 

@@ -62,13 +62,17 @@ class EngineSpec(_Strict, kw_only=True, frozen=True):
 
 
 class TierSpec(_Strict, kw_only=True, frozen=True):
-    """One storage tier; tiers are ordered, fastest first. ``capacity`` left out means unbounded."""
+    """One storage tier; tiers are ordered, fastest first. ``capacity`` left out means unbounded.
+
+    ``method`` is the compression method of what completions write to it.
+    """
 
     kind: str
     location: str | None = None
     capacity: Size | None = None
     eviction: str = "lru"
     eviction_options: Options = {}
+    method: str | None = None
     options: Options = {}
 
 

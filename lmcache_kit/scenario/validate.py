@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lmcache_kit.contracts.records import (
+    PLUGIN_KINDS,
+    CompressionPlugin,
     EnginePlugin,
     EvictionPlugin,
     LauncherPlugin,
@@ -69,8 +71,11 @@ def make_workloads(scenario: Scenario, plugins: PluginRegistry) -> list[Workload
     return made
 
 
-def plugins_used(scenario: Scenario) -> list[tuple[str, str]]:
-    """``(kind, name)`` of each plugin that the scenario names, once, sorted."""
+def plugins_used(scenario: Scenario, workloads: Iterable[Workload] = ()) -> list[tuple[str, str]]:
+    """``(kind, name)`` of each plugin that the scenario names, once, sorted.
+
+    ``workloads`` are those of :func:`make_workloads`; they know which of their options name a plugin.
+    """
     used = {("launcher", scenario.launcher.kind)}
     used |= {("reporter", name) for name in scenario.reporters}
     used |= {("workload", workload.kind) for workload in scenario.workloads}
@@ -78,8 +83,11 @@ def plugins_used(scenario: Scenario) -> list[tuple[str, str]]:
         used |= {("placement", instance.placement.kind), ("transport", instance.transport.kind)}
         used |= {("storage", tier.kind) for tier in instance.tiers}
         used |= {("eviction", tier.eviction) for tier in instance.tiers}
+        used |= {("compression", tier.method) for tier in instance.tiers if tier.method is not None}
         if instance.engine is not None:
             used.add(("engine", instance.engine.kind))
+    for made in workloads:
+        used |= {(what, name) for what, name in made.references() if what in PLUGIN_KINDS}
     return sorted(used)
 
 
@@ -122,6 +130,8 @@ def _check_instance(instance: InstanceSpec, plugins: PluginRegistry, path: str) 
         below = f"{path}.tiers.{index}"
         _plugin(plugins, StoragePlugin, tier.kind, tier.options, below)
         _plugin(plugins, EvictionPlugin, tier.eviction, tier.eviction_options, f"{below}.eviction")
+        if tier.method is not None:
+            _plugin(plugins, CompressionPlugin, tier.method, {}, f"{below}.method")
         if tier.capacity is not None:
             _with_path(f"{below}.capacity", parse_size, tier.capacity)
         location = location_of(tier, plugins)

@@ -20,7 +20,7 @@ DATA: dict[str, Any] = {
     "instance_defaults": {
         "engine": {"kind": "synthetic", "options": {"num_layers": 2, "dtype": "float16"}},
         "chunk_size": 16,
-        "tiers": [{"kind": "memory", "capacity": "3MiB", "eviction": "fifo"}, {"kind": "disk"}],
+        "tiers": [{"kind": "memory", "capacity": "3MiB", "eviction": "fifo"}, {"kind": "disk", "method": "fp8"}],
         "placement": "demote",
         "config": {"min_retrieve_tokens": 7, "extra_config": {"lmcache_kit": {"store_method": "zstd"}}},
         "env": {"SOME": "thing"},
@@ -56,6 +56,7 @@ def test_the_instance_reads_what_the_scenario_says(folder: OutputFolder) -> None
     first, second = (load_config(config_of(plan, index), env={}) for index in (0, 1))
     assert (first.instance_id, first.hash_spec.chunk_size, first.hash_spec.algorithm) == ("a", 16, "builtin")
     assert (second.hash_spec.algorithm, second.hash_spec.save_unfull_chunk) == ("sha256_cbor", False)
+    assert [tier.method for tier in first.tiers] == [None, "fp8"]
     assert [(tier.storage.kind, tier.location, tier.capacity_bytes) for tier in first.tiers] == [
         ("memory", "LocalCPUBackend", 3 * 2**20),
         ("disk", "LocalDiskBackend", None),

@@ -98,3 +98,14 @@ def test_plugins_used_are_listed_once(data: dict[str, Any]) -> None:
     used = plugins_used(scenario_from_data(data))
     assert len(used) == len(set(used))
     assert {("engine", "synthetic"), ("storage", "memory"), ("workload", "completions")} <= set(used)
+
+
+def test_compression_methods_are_plugins_that_a_scenario_uses(data: dict[str, Any]) -> None:
+    data["instances"][0]["tiers"] = [{"kind": "memory", "method": "fp8"}]
+    data["workloads"].append({"name": "pack", "kind": "compress", "of": data["workloads"][0]["name"], "method": "zstd"})
+    scenario = scenario_from_data(data)
+    used = plugins_used(scenario, validate(scenario, BUILT_IN))
+    assert [name for kind, name in used if kind == "compression"] == ["fp8", "zstd"]
+    data["instances"][0]["tiers"][0]["method"] = "fp9"
+    with pytest.raises(ConfigError, match=r"instances\.a\.tiers\.0\.method: .*'fp9'"):
+        validate(scenario_from_data(data), BUILT_IN)
