@@ -9,6 +9,7 @@ import msgspec
 import typer
 
 from lmcache_kit.cli.output import Format, FormatOption, print_facts, print_json, print_table
+from lmcache_kit.cli.values import key_values
 from lmcache_kit.contracts.records import Plugin
 from lmcache_kit.errors import LMCacheKitError, UnknownNameError
 from lmcache_kit.plugins import RegisteredPlugin, registry
@@ -69,11 +70,28 @@ def show(name: NameArgument, format: FormatOption = Format.TABLE) -> None:  # no
 
 
 @app.command()
-def check(name: NameArgument, format: FormatOption = Format.TABLE) -> None:  # noqa: A002
+def check(
+    name: NameArgument,
+    options: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Option of the plugin, e.g. url=redis://host; may be given several times.",
+        ),
+    ] = None,
+    format: FormatOption = Format.TABLE,  # noqa: A002
+) -> None:
     """Check that a plugin keeps its contract: it can be made, and it does what its kind promises."""
     from lmcache_kit.testing.checks import check_plugin
 
-    results = [result for entry in _find(name) for result in check_plugin(entry.record)]
+    values = key_values(options or (), "--set")
+    entries = _find(name)
+    if values:
+        # A wrong option is the caller's mistake and says nothing about the plugin.
+        for entry in entries:
+            registry().options(entry.record, values)
+    results = [result for entry in entries for result in check_plugin(entry.record, options=values)]
     if format is Format.JSON:
         print_json([msgspec.to_builtins(result) for result in results])
     else:

@@ -8,19 +8,19 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import yaml
 
+from lmcache_kit.cli.values import key_values
 from lmcache_kit.errors import ConfigError, UnknownNameError
 
 if TYPE_CHECKING:
     from lmcache_kit.contracts.engine import Engine
 
-__all__ = ["engine_options", "make_engine", "register", "serve"]
+__all__ = ["make_engine", "register", "serve"]
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,9 @@ def serve(
     # Before the engine, which may take a while to load: a port in use should be told at once.
     with bind(host, port) as http_socket:
         with _lasting_objects():
-            made = make_engine(engine, name, engine_options(engine_option or []), max_model_len=max_model_len)
+            made = make_engine(
+                engine, name, key_values(engine_option or [], "--engine-option"), max_model_len=max_model_len
+            )
         run(
             instance,
             made,
@@ -108,22 +110,6 @@ def _lasting_objects() -> Iterator[None]:
         gc.freeze()
     finally:
         gc.enable()
-
-
-def engine_options(texts: Sequence[str]) -> dict[str, Any]:
-    """``key=value`` texts as a mapping; values are read as YAML. Raises ConfigError."""
-    options: dict[str, Any] = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"--engine-option {text!r} is not KEY=VALUE")
-        try:
-            options[key.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise ConfigError(
-                f"--engine-option {key.strip()}: the value {value!r} cannot be read", hint="quote it as in YAML"
-            ) from None
-    return options
 
 
 def make_engine(name: str, model: str | None, values: dict[str, Any], *, max_model_len: int | None) -> Engine:

@@ -8,7 +8,7 @@ import pytest
 
 from lmcache_kit.builtin.engines.synthetic import SyntheticEngine
 from lmcache_kit.cli import main
-from lmcache_kit.cli.serve import engine_options, make_engine
+from lmcache_kit.cli.serve import make_engine
 from lmcache_kit.contracts import EnginePlugin, NoOptions
 from lmcache_kit.errors import ConfigError
 from lmcache_kit.plugins import PluginRegistry
@@ -39,19 +39,6 @@ def test_mistakes(arguments: list[str], what: str, capsys: pytest.CaptureFixture
 def test_a_configuration_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", "m", "--port", "0", "--config", "/nowhere/example.yaml"]) == 2
     assert "/nowhere/example.yaml" in capsys.readouterr().err
-
-
-def test_engine_options_are_read_as_yaml() -> None:
-    texts = ["a=1", "b=0.5", "c=true", "d=x=y", "e={f: [1, 2]}", "g=", "h=1e3 m"]
-    assert engine_options(texts) == {
-        "a": 1,
-        "b": 0.5,
-        "c": True,
-        "d": "x=y",
-        "e": {"f": [1, 2]},
-        "g": None,
-        "h": "1e3 m",
-    }
 
 
 def test_max_model_len_becomes_an_option_of_the_engine() -> None:
