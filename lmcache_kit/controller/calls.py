@@ -29,6 +29,9 @@ log = logging.getLogger(__name__)
 
 MAX_IN_FLIGHT = 10_000
 
+_CONNECT_SECONDS = 2.0
+"""A worker accepts connections even while it is busy, so one that has accepted none for this long is not there."""
+
 
 @dataclass(slots=True)
 class _Pending:
@@ -63,6 +66,9 @@ class _Link:
             raise UnavailableError(
                 f"worker {self.name} registered the address {self.address!r}, which cannot be connected to: {error}"
             ) from None
+        # A worker that is killed takes its connection with it, which libzmq knows at once and tells only here.
+        self._monitored = socket
+        self._events = LoopSocket(socket.get_monitor_socket(zmq.EVENT_DISCONNECTED), self._on_disconnect)
         self._socket = LoopSocket(socket, self._on_answer, self._send_waiting)
 
     def call(self, payload: bytes, timeout: float) -> asyncio.Future[ControlRetMsg]:
@@ -77,10 +83,15 @@ class _Link:
         self._pending[number] = _Pending(future, loop.call_later(timeout, self._expire, number, timeout))
         self._waiting[number] = payload
         self._send_waiting()
+        if number in self._waiting and timeout > _CONNECT_SECONDS:
+            loop.call_later(_CONNECT_SECONDS, self._give_up, number)
         return future
 
     def close(self, why: str) -> None:
         """End all calls under way."""
+        # Stops the events before the socket that they are about is closed.
+        self._monitored.disable_monitor()
+        self._events.close()
         self._socket.close()
         self._waiting.clear()
         for number in list(self._pending):
@@ -109,17 +120,31 @@ class _Link:
             failure.status = 502
             pending.future.set_exception(failure)
 
+    def _give_up(self, number: bytes) -> None:
+        if number in self._waiting:
+            self._expire(number, _CONNECT_SECONDS)
+
     def _expire(self, number: bytes, timeout: float) -> None:
         unsent = self._waiting.pop(number, None) is not None
-        why = f"cannot be reached at {self.address}" if unsent else "did not answer"
         self._counters.calls["timeout"] += 1
-        self._fail(
-            number,
-            UnavailableError(
-                f"worker {self.name} {why} within {timeout:g} s",
-                hint="is it running and not overloaded? --call-timeout of the controller sets the deadline",
-            ),
-        )
+        if unsent:
+            why, hint = f"cannot be reached at {self.address}", "is it running?"
+        else:
+            why, hint = "did not answer", "is it overloaded? --call-timeout of the controller sets the deadline"
+        self._fail(number, UnavailableError(f"worker {self.name} {why} within {timeout:g} s", hint=hint))
+
+    def _on_disconnect(self, frames: list[bytes]) -> None:
+        """The answers of calls under way are lost; those still unsent may reach the worker's next life."""
+        lost = [number for number in self._pending if number not in self._waiting]
+        for number in lost:
+            self._counters.calls["lost"] += 1
+            self._fail(
+                number,
+                UnavailableError(
+                    f"worker {self.name} closed its connection while a call was under way",
+                    hint="is it running? the call may have been carried out",
+                ),
+            )
 
     def _fail(self, number: bytes, error: LMCacheKitError) -> None:
         pending = self._pending.pop(number, None)

@@ -242,6 +242,23 @@ async def test_fault_09_a_worker_that_hangs_does_not_hang_its_clients(make_fleet
     assert "did not answer" in answer.json()["detail"]
 
 
+async def test_fault_09_a_worker_that_is_gone_is_told_before_the_deadline_of_calls(make_fleet):
+    fleet = await make_fleet(call_timeout=100)
+    worker = await fleet.joined("a")
+    asked = asyncio.Event()
+    worker.answers["ClearWorkerMsg"] = lambda message: asked.set()
+    under_way = asyncio.create_task(fleet.post("/clear", instance_id="a", location=CPU))
+    async with asyncio.timeout(30):
+        await asked.wait()
+        await worker.die()
+        lost = await under_way
+        refused = await fleet.post("/health", instance_id="a")
+    assert lost.status_code == 503
+    assert "closed its connection while a call was under way" in lost.json()["detail"]
+    assert refused.status_code == 503
+    assert f"worker a/0 cannot be reached at 127.0.0.1:{worker.port}" in refused.json()["detail"]
+
+
 async def test_fault_09_missed_heartbeats_drop_the_worker_and_a_heartbeat_heals_it(make_fleet, until, keys_of):
     fleet = await make_fleet(worker_timeout=0.3, check_interval=0.05)
     worker = await fleet.joined("a")
