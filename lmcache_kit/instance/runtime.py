@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import functools
-import logging
 from typing import Any
 
 from lmcache_kit.clock import Clock
 from lmcache_kit.contracts.engine import EngineInfo
-from lmcache_kit.contracts.storage import Buffer, SupportsHealth
+from lmcache_kit.contracts.storage import Buffer
 from lmcache_kit.contracts.transport import Transport
-from lmcache_kit.errors import ConfigError, ConflictError, LMCacheKitError, UnavailableError
+from lmcache_kit.errors import ConfigError, ConflictError, UnavailableError
 from lmcache_kit.instance.build import build_codecs, build_store, build_tiers, build_transport
 from lmcache_kit.instance.config.model import InstanceConfig, LinkSpec
 from lmcache_kit.instance.core.events import CacheChange, EventSink
 from lmcache_kit.instance.peer import PeerClient, PeerServer
+from lmcache_kit.instance.tier_health import TierHealth
 from lmcache_kit.instance.worker.addresses import is_loopback, route_to
 from lmcache_kit.instance.worker.worker import ControllerWorker
 from lmcache_kit.plugins import PluginRegistry
 
 __all__ = ["InstanceRuntime"]
 
-log = logging.getLogger(__name__)
-
-HEALTH_SECONDS = 5.0
 _ANY_HOST = "0.0.0.0"
 
 
@@ -68,6 +64,7 @@ class InstanceRuntime:
     ) -> None:
         self.config = config
         self._info = info
+        self._plugins = plugins
         self._clock = clock
         self._scheme, self._transport = build_transport(config.peer, plugins)
         self.codecs = build_codecs(config, plugins)
@@ -84,6 +81,7 @@ class InstanceRuntime:
             on_event=on_event,
             plugins=plugins,
         )
+        self._health = TierHealth(self._tiers)
         self._server = PeerServer()
         self.worker: ControllerWorker | None = None
         self.peer_url: str | None = None
@@ -158,7 +156,7 @@ class InstanceRuntime:
         shaping = {url: _shape(link) for url, link in peer.links.items()}
         if peer.default_link is not None:
             shaping["*"] = _shape(peer.default_link)
-        return PeerClient(self.peer_url, {self._scheme: transport}, shaping, clock=self._clock)
+        return PeerClient(self.peer_url, {self._scheme: transport}, shaping, clock=self._clock, plugins=self._plugins)
 
     async def close(self) -> None:
         """Leave the controller, finish jobs, close the store and the sockets; idempotent."""
@@ -169,24 +167,21 @@ class InstanceRuntime:
         if self._peers.client is not None:
             await self._peers.client.close()
 
+    async def tier_health(self) -> dict[str, dict[str, Any]]:
+        """Per location: whether it can be reached, and what its backend says."""
+        return await self._health.facts(self.store.stats()["tiers"])
+
     async def unreachable_tiers(self) -> int:
         """How many tiers cannot be reached; 0 is healthy."""
-        checks = [
-            asyncio.to_thread(functools.partial(_reachable, tier.backend))
-            for tier in self._tiers
-            if isinstance(tier.backend, SupportsHealth)
-        ]
-        results = await asyncio.gather(
-            *(asyncio.wait_for(check, HEALTH_SECONDS) for check in checks), return_exceptions=True
-        )
-        return sum(result is not True for result in results)
+        return sum(not facts["available"] for facts in (await self.tier_health()).values())
 
     def stats(self) -> dict[str, Any]:
-        """Facts for ``/health`` and ``/metrics``: store, worker and peers."""
+        """Facts for ``/health`` and ``/metrics``: store, worker, peers and shaped links."""
         return {
             "store": self.store.stats(),
             "worker": self.worker.stats() if self.worker is not None else None,
             "peer": {"url": self.peer_url, **self._server.stats()},
+            "links": self._peers.client.stats() if self._peers.client is not None else {},
         }
 
 
@@ -200,12 +195,3 @@ def _address(scheme: str, host: str, port: int, instance_id: str) -> str:
 
 def _shape(link: LinkSpec) -> tuple[float | None, float]:
     return link.bandwidth, link.latency
-
-
-def _reachable(backend: SupportsHealth) -> bool:
-    try:
-        backend.health()
-    except LMCacheKitError as error:
-        log.warning("a tier is not healthy: %s", error.detail)
-        return False
-    return True

@@ -123,7 +123,7 @@ async def serve(
         )
         stack.push_async_callback(generator.close)
 
-        def health() -> dict[str, Any]:
+        async def health() -> dict[str, Any]:
             stats = runtime.stats()
             return {
                 "status": "ok",
@@ -132,6 +132,7 @@ async def serve(
                 "fingerprint": engine.info.fingerprint,
                 "chunk_size": config.hash_spec.chunk_size,
                 "locations": runtime.store.locations(),
+                "tiers": await runtime.tier_health(),
                 "peer_url": runtime.peer_url,
                 "worker": stats["worker"],
             }

@@ -52,7 +52,7 @@ class InstanceApp:
         *,
         clock: Clock,
         served_models: Sequence[str],
-        health: Callable[[], Mapping[str, Any]],
+        health: Callable[[], Awaitable[Mapping[str, Any]]],
         max_body_bytes: int = 16 * 2**20,
     ) -> None:
         self._generator = generator
@@ -138,7 +138,7 @@ class InstanceApp:
         return _json({"prompt": await self._generator.detokenize(body.tokens)})
 
     async def _show_health(self, request: Request) -> Response:
-        return _json(dict(self._health()))
+        return _json(dict(await self._health()))
 
     async def _show_metrics(self, request: Request) -> Response:
         return Response(self._metrics.exposition(), headers={"Content-Type": CONTENT_TYPE_LATEST})

@@ -30,7 +30,7 @@ _USAGE_NAME = {
 
 # Numbers of ``stats()`` that go up and down; the others only grow.
 _LEVELS = {
-    *("capacity_bytes", "used_bytes", "chunks", "tokens", "pinned"),
+    *("capacity_bytes", "used_bytes", "chunks", "tokens", "pinned", "available"),
     *("registered", "pushed_registration", "synced", "pending_operations", "last_heartbeat_unix"),
 }
 _NO_METRICS = {"control_port"}
@@ -127,7 +127,9 @@ class _CacheCollector(Collector):
     """The counts of the store, the controller worker and the peer server at the time of the scrape.
 
     Numbers of ``stats()[SECTION]`` become ``lmcache_kit_SECTION_*``, those of each tier in ``["store"]["tiers"]``
-    become ``lmcache_kit_tier_*`` with the label ``location``.
+    become ``lmcache_kit_tier_*`` with the label ``location``, the counts of ``["store"]["jobs"]`` become
+    ``lmcache_kit_jobs`` with the label ``status``, and the traffic of ``["links"]`` becomes ``lmcache_kit_link_*`` with
+    the labels ``peer`` and ``direction``.
     """
 
     def __init__(self, stats: Callable[[], Mapping[str, Any]], instance_id: str) -> None:
@@ -145,6 +147,11 @@ class _CacheCollector(Collector):
                 family = _family(f"lmcache_kit_{section}_{name}", name, ["instance_id"])
                 family.add_metric([self._instance_id], value)
                 yield family
+        jobs = GaugeMetricFamily("lmcache_kit_jobs", "Jobs remembered, by status", labels=["instance_id", "status"])
+        for status, count in stats["store"]["jobs"].items():
+            jobs.add_metric([self._instance_id, status], count)
+        yield jobs
+        yield from self._links(stats["links"])
         families: dict[str, _Family] = {}
         for location, tier in stats["store"]["tiers"].items():
             for name, value in _numbers(tier):
@@ -155,6 +162,17 @@ class _CacheCollector(Collector):
                 usage = GaugeMetricFamily(*_USAGE_NAME[location], labels=["instance_id"])
                 usage.add_metric([self._instance_id], tier["used_bytes"])
                 yield usage
+        yield from families.values()
+
+    def _links(self, links: Mapping[str, Mapping[str, Any]]) -> Iterable[Metric]:
+        families: dict[str, _Family] = {}
+        for peer, link in links.items():
+            for direction in ("outward", "inward"):
+                for name, value in _numbers(link[direction]):
+                    if name not in families:
+                        labels = ["instance_id", "peer", "direction"]
+                        families[name] = _family(f"lmcache_kit_link_{name}", name, labels)
+                    families[name].add_metric([self._instance_id, peer, direction], value)
         yield from families.values()
 
 

@@ -214,10 +214,6 @@ class KVStore:
             "tiers": {tier.location: self._tier_stats(tier) for tier in self._core.tiers},
         }
 
-    async def health(self) -> dict[str, dict[str, Any]]:
-        """Per location: ``available``, and what its backend has to say or what is wrong with it."""
-        return {tier.location: await self._io.health(index) for index, tier in enumerate(self._io.tiers)}
-
     def _tier_stats(self, tier: TierState) -> dict[str, Any]:
         codecs: dict[str, int] = {}
         tokens = 0

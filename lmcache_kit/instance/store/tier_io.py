@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from lmcache_kit.contracts.storage import Buffer, SupportsBatch, SupportsHealth
+from lmcache_kit.contracts.storage import Buffer, SupportsBatch
 from lmcache_kit.errors import CapacityError, UnavailableError
 from lmcache_kit.instance.core.tiers import Tier
 from lmcache_kit.instance.store.execution import Work
@@ -157,17 +157,6 @@ class TierIO:
 
     async def entries(self, tier: int) -> list[tuple[str, int]]:
         return await self._call(tier, lambda: list(self.tiers[tier].backend.entries()))
-
-    async def health(self, tier: int) -> dict[str, Any]:
-        """``available`` and the facts that the backend tells, or the error."""
-        backend = self.tiers[tier].backend
-        if not isinstance(backend, SupportsHealth):
-            error = {} if self.available[tier] else {"error": self.last_error[tier]}
-            return {"available": self.available[tier], **error}
-        try:
-            return {**await self._call(tier, backend.health), "available": True}
-        except UnavailableError as error:
-            return {"available": False, "error": error.message}
 
     async def close(self) -> None:
         for index, tier in enumerate(self.tiers):

@@ -66,8 +66,9 @@ class DictStore:
 
     def stats(self) -> dict[str, Any]:
         used = sum(chunk.nbytes for chunk in self.chunks.values())
-        tier = {"used_bytes": used, "chunks": len(self.chunks), "hits": 3, "codecs": {}}
-        return {"store": {"loads": 1, "tiers": {"LocalCPUBackend": tier}}, "worker": None, "peer": {"refused": 0}}
+        tier = {"used_bytes": used, "chunks": len(self.chunks), "hits": 3, "codecs": {}, "available": True}
+        store = {"loads": 1, "jobs": {"done": 2, "failed": 0}, "tiers": {"LocalCPUBackend": tier}}
+        return {"store": store, "worker": None, "peer": {"refused": 0}, "links": {}}
 
 
 class ScriptedEngine(Engine):
@@ -170,6 +171,10 @@ class Served:
 Serve = Callable[..., Any]
 
 
+async def healthy() -> dict[str, Any]:
+    return {"status": "ok"}
+
+
 @asynccontextmanager
 async def served(engine: Engine, *, max_body_bytes: int = 2**20, **options: Any) -> AsyncIterator[Served]:
     store, clock = DictStore(CHUNK), WallClock()
@@ -180,7 +185,7 @@ async def served(engine: Engine, *, max_body_bytes: int = 2**20, **options: Any)
         metrics,
         clock=clock,
         served_models=[engine.info.model, "alias"],
-        health=lambda: {"status": "ok"},
+        health=healthy,
         max_body_bytes=max_body_bytes,
     )
     transport = httpx.ASGITransport(app=app.app, raise_app_exceptions=False)

@@ -153,6 +153,7 @@ async def test_metrics_count_what_happened(serve, make_engine) -> None:
     assert samples["vllm:request_success_total", "length"] == 2
     assert samples["lmcache_kit_tier_hits_total", "LocalCPUBackend"] == 3
     assert samples["lmcache_kit_tier_chunks", "LocalCPUBackend"] == 2
+    assert samples["lmcache_kit_tier_available", "LocalCPUBackend"] == 1, "a level, not a counter"
     layout = served.engine.info.layout
     assert samples["lmcache:local_cache_usage", None] == layout.nbytes(100)
 

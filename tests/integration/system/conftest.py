@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -240,8 +241,16 @@ def fleet(make_fleet: Callable[..., Fleet]) -> Fleet:
     return make_fleet("--call-timeout", "2")
 
 
+@dataclass(frozen=True)
+class RemoteServer:
+    """A running server."""
+
+    port: int
+    process: subprocess.Popen[bytes]
+
+
 @pytest.fixture
-def remote_url(tmp_path: Path) -> Iterator[str]:
+def remote_server(tmp_path: Path) -> Iterator[RemoteServer]:
     """A real Valkey or Redis server."""
     program = next((found for name in ("valkey-server", "redis-server") if (found := shutil.which(name))), None)
     if program is None:
@@ -263,7 +272,12 @@ def remote_url(tmp_path: Path) -> Iterator[str]:
 
     try:
         eventually(answers, "the server")
-        yield f"redis://127.0.0.1:{port}"
+        yield RemoteServer(port, server)
     finally:
         server.kill()
         server.wait()
+
+
+@pytest.fixture
+def remote_url(remote_server: RemoteServer) -> str:
+    return f"redis://127.0.0.1:{remote_server.port}"

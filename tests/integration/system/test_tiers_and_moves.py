@@ -116,7 +116,7 @@ def test_a_shaped_link_takes_the_time_of_its_bandwidth(fleet: Any, kind: str) ->
     # 100 tokens of 128 bytes over 256 kbit/s take 0.4 s, and 7 chunks wait 2 * 20 ms each.
     shape = {"kind": kind, "bandwidth": "256kbps", "latency": "20ms"}
     a = fleet.start("a", own={"transport": shape})
-    fleet.start("b", own={"transport": {"kind": kind}})
+    b = fleet.start("b", own={"transport": {"kind": kind}})
     a.complete(PROMPT)
     fleet.until_held(PROMPT, {"a": {CPU: 100}})
     began = time.monotonic()
@@ -124,3 +124,31 @@ def test_a_shaped_link_takes_the_time_of_its_bandwidth(fleet: Any, kind: str) ->
     least = len(PROMPT) * BYTES_PER_TOKEN * 8 / 256_000 + 7 * 2 * 0.02
     assert time.monotonic() - began >= least
     assert job["seconds"] >= least
+    outward = {"direction": "outward", "peer": b.http.get("/health").json()["peer_url"]}
+    assert a.metric("lmcache_kit_link_messages_total", **outward) == 7
+    assert a.metric("lmcache_kit_link_bytes_total", **outward) > len(PROMPT) * BYTES_PER_TOKEN
+    assert a.metric("lmcache_kit_jobs", status="done") == 1
+
+
+def test_a_remote_store_that_dies_is_told_and_costs_no_completion(fleet: Any, remote_server: Any) -> None:
+    url = f"redis://127.0.0.1:{remote_server.port}"
+    a = fleet.start("a", remote_url=url)
+    a.complete(PROMPT)
+    fleet.until_held(PROMPT, {"a": {CPU: 100, REMOTE: 100}})
+    tiers = a.http.get("/health").json()["tiers"]
+    assert tiers[CPU] == {"available": True}
+    assert tiers[REMOTE]["available"]
+    assert "address" in tiers[REMOTE], "what the backend says"
+    assert a.metric("lmcache_kit_tier_available", location=REMOTE) == 1
+    remote_server.process.kill()
+    remote_server.process.wait()
+    tiers = a.http.get("/health").json()["tiers"]
+    assert tiers[CPU] == {"available": True}
+    assert not tiers[REMOTE]["available"]
+    assert str(remote_server.port) in tiers[REMOTE]["error"]
+    assert fleet.post("/health", instance_id="a")["error_codes"] == {"0": 1}
+    assert a.complete(PROMPT)["cached_tokens"] == 99
+    a.complete([1] * 50)
+    fleet.until_held([1] * 50, {"a": {CPU: 50}})
+    assert a.metric("lmcache_kit_tier_available", location=REMOTE) == 0
+    assert a.metric("lmcache_kit_tier_available", location=CPU) == 1
