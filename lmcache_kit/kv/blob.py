@@ -64,8 +64,8 @@ class Blob:
     payload: memoryview
 
 
-def pack_blob(header: BlobHeader, payload: Any) -> bytearray:
-    """Header and payload as one contiguous blob.
+def pack_blob(header: BlobHeader, payload: Any) -> bytes:
+    """Header and payload as one contiguous blob; bytes, because a memory backend keeps this very object.
 
     ``payload`` is any bytes-like object; ``header.payload_bytes`` is ignored and written from the payload.
     Raises InvalidRequestError when a header field does not fit its place.
@@ -77,10 +77,10 @@ def pack_blob(header: BlobHeader, payload: Any) -> bytearray:
     if not 0 <= header.codec_version <= 0xFFFF or not 0 <= header.num_tokens <= MAX_TOKENS:
         raise InvalidRequestError("codec version and token count must fit 16 and 32 bits")
     head_size = _FIXED.size + len(codec) + len(key) + _CRC.size
-    blob = bytearray(head_size + len(view))
+    head = bytearray(head_size)
     layout = header.layout
     _FIXED.pack_into(
-        blob,
+        head,
         0,
         MAGIC,
         BLOB_VERSION,
@@ -99,10 +99,9 @@ def pack_blob(header: BlobHeader, payload: Any) -> bytearray:
         len(key),
     )
     names_end = head_size - _CRC.size
-    blob[_FIXED.size : names_end] = codec + key
-    _CRC.pack_into(blob, names_end, zlib.crc32(memoryview(blob)[:names_end]))
-    blob[head_size:] = view
-    return blob
+    head[_FIXED.size : names_end] = codec + key
+    _CRC.pack_into(head, names_end, zlib.crc32(memoryview(head)[:names_end]))
+    return b"".join((head, view))
 
 
 def peek_header(data: Any) -> BlobHeader:

@@ -75,8 +75,7 @@ class CodecSet:
     def pack(self, payload: Buffer, kv: KVTensor, key: ChunkKey, method: str) -> bytes:
         """The blob around a payload that ``method`` made of ``kv``."""
         header = BlobHeader(method, self.get(method).version, kv.layout, kv.num_tokens, key)
-        # bytes, not a bytearray: a memory backend then keeps this very object instead of a copy made on the event loop.
-        return bytes(pack_blob(header, payload))
+        return pack_blob(header, payload)
 
     def decode(self, blob: Buffer) -> KVTensor:
         """KV of a blob, whatever the method. Raises BlobError for any blob that cannot be decoded."""

@@ -15,7 +15,8 @@ HEADER = BlobHeader("zstd", 7, LAYOUT, 3, ChunkKey("m", -5))
 
 
 def small():
-    return pack_blob(HEADER, b"payload")
+    """A blob that a test may damage."""
+    return bytearray(pack_blob(HEADER, b"payload"))
 
 
 def with_field(offset, form, value):

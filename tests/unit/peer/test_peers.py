@@ -99,7 +99,7 @@ async def test_truncated_blobs_are_refused(peers, store, cut):
 async def test_a_blob_that_was_damaged_on_the_way_is_refused(peers, store):
     server, client = await peers.serve(store), peers.client()
     for position in (5, 40, 90, -1):
-        blob = peers.blob()
+        blob = bytearray(peers.blob())
         blob[position] ^= 1
         with pytest.raises(LMCacheKitError):
             await client.send(server.address, CPU, blob, timeout=LONG)
