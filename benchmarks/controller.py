@@ -114,6 +114,7 @@ def print_tables(results: list[dict[str, Any]]) -> None:
 def main() -> None:
     parser = argument_parser(__doc__, seconds=1.5, each="round of lookups")
     parser.add_argument("--peer-python", type=Path, metavar="PATH", help="python of an environment with lmcache")
+    parser.add_argument("--peer-without-access-log", action="store_true", help="silence what the peer logs by default")
     parser.add_argument("--rounds", type=int, default=5, help="of each measurement and side")
     parser.add_argument("--operations", type=int, default=200_000, help="admits of one round")
     arguments = parser.parse_args()
@@ -126,13 +127,15 @@ def main() -> None:
         "connections": CONNECTIONS,
         "batch": BATCH,
         "other_keys": OTHER_KEYS,
+        "peer_access_log": not arguments.peer_without_access_log,
     }
     report = Report("controller", arguments, parameters, DISTRIBUTIONS)
     more: dict[str, Any] = {} if arguments.peer_python is None else {"peer": peer_facts(arguments.peer_python)}
     with zmq.Context() as context, ExitStack() as stack:
         sides = [stack.enter_context(our_controller(context))]
         if arguments.peer_python is not None:
-            sides.append(stack.enter_context(peer_controller(arguments.peer_python, context)))
+            peer = peer_controller(arguments.peer_python, context, access_log=not arguments.peer_without_access_log)
+            sides.append(stack.enter_context(peer))
         more["resident_bytes_idle"] = {side.name: resident_bytes(side.pid) for side in sides}
         for (name, size, side), samples in run(sides, rounds, seconds, operations).items():
             report.add(name, samples, side=side, size=size)

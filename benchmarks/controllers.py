@@ -38,6 +38,13 @@ print(json.dumps({"python": platform.python_version(), **{n: found[n] for n in n
 """
 
 
+_QUIET_PEER = """
+import runpy, uvicorn.config
+uvicorn.config.LOGGING_CONFIG["loggers"]["uvicorn.access"]["level"] = "CRITICAL"
+runpy.run_module("lmcache.v1.api_server", run_name="__main__")
+"""
+
+
 class Side:
     """A running controller under load: its HTTP port, and a worker's two sockets to it."""
 
@@ -136,9 +143,10 @@ def our_controller(context: zmq.Context[Any]) -> Iterator[Side]:
 
 
 @contextmanager
-def peer_controller(python: Path, context: zmq.Context[Any]) -> Iterator[Side]:
-    """LMCache's controller of the environment that ``python`` belongs to."""
-    with _started([str(python), "-m", "lmcache.v1.api_server"], context, "peer") as side:
+def peer_controller(python: Path, context: zmq.Context[Any], *, access_log: bool = True) -> Iterator[Side]:
+    """LMCache's controller of the environment that ``python`` belongs to; ours writes no line for each request."""
+    start = ["-m", "lmcache.v1.api_server"] if access_log else ["-c", _QUIET_PEER]
+    with _started([str(python), *start], context, "peer") as side:
         yield side
 
 
