@@ -31,10 +31,10 @@ class _Peers:
         self.client: PeerClient | None = None
         self._timeout = timeout
 
-    async def send(self, peer_url: str, location: str, blob: Buffer, *, timeout: float) -> int:
+    async def send(self, peer_url: str, location: str, blob: Buffer, *, timeout: float, move: str) -> int:
         if self.client is None:
             raise UnavailableError("the instance is not started")
-        return await self.client.send(peer_url, location, blob, timeout=min(timeout, self._timeout))
+        return await self.client.send(peer_url, location, blob, timeout=min(timeout, self._timeout), move=move)
 
     def is_self(self, peer_url: str) -> bool:
         return self.client is not None and self.client.is_self(peer_url)

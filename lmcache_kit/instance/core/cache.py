@@ -9,7 +9,7 @@ calls. Calls come from one thread.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 from lmcache_kit.clock import Clock
 from lmcache_kit.contracts.placement import PlacementPolicy, Promotion
@@ -126,7 +126,7 @@ class CacheCore:
         num_tokens: int,
         codec: str,
         cause: str,
-        protect: frozenset[str] = frozenset(),
+        protect: Set[str] = frozenset(),
     ) -> WriteTicket:
         """Decide to write an object that the tier does not have in any state.
 
@@ -227,7 +227,7 @@ class CacheCore:
 
     # --- removals ----------------------------------------------------------------------------------------------------
 
-    def _evict(self, state: TierState, entry: Entry, protect: frozenset[str]) -> Removal:
+    def _evict(self, state: TierState, entry: Entry, protect: Set[str]) -> Removal:
         removal = self._leave(state, entry, "capacity", evicted=True)
         if removal.doubtful:
             return removal

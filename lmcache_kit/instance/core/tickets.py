@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass, field
 
 from lmcache_kit.instance.core.tiers import Entry
@@ -47,7 +48,7 @@ class WriteTicket:
     nbytes: int
     growth: int
     cause: str
-    protect: frozenset[str]
+    protect: Set[str]
     codec: str
     rewrite: bool = False
     started: bool = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
 
 from lmcache_kit.clock import Clock
@@ -144,7 +144,7 @@ class TierState:
             and not self.pins.pinned(entry.name)
         )
 
-    def choose_victims(self, protect: frozenset[str]) -> list[Entry]:
+    def choose_victims(self, protect: Set[str]) -> list[Entry]:
         """Entries whose eviction brings ``planned`` within capacity, in the policy's order. Changes nothing.
 
         Raises CapacityError when all that may be evicted is not enough.

@@ -76,12 +76,16 @@ class PeerClient:
         """Whether ``peer_url`` names this instance, however its host is spelled."""
         return self._own_url is not None and same_peer(self._own_url, peer_url)
 
-    async def send(self, peer_url: str, location: str, blob: Buffer, *, timeout: float = DEFAULT_TIMEOUT) -> int:
+    async def send(
+        self, peer_url: str, location: str, blob: Buffer, *, timeout: float = DEFAULT_TIMEOUT, move: str = ""
+    ) -> int:
         """Store ``blob`` in the peer's ``location``; returns the tokens that it stored.
 
+        The peer evicts nothing that it got under the same ``move`` for it.
         Raises the error that the peer answered (its status and hint), or UnavailableError.
         """
-        answer, _ = await self._ask(peer_url, PutRequest(location=location, seconds=_seconds(timeout)), timeout, blob)
+        request = PutRequest(location=location, move=move, seconds=_seconds(timeout))
+        answer, _ = await self._ask(peer_url, request, timeout, blob)
         return answer.tokens
 
     async def fetch(

@@ -57,9 +57,10 @@ class PingRequest(_Request, tag="ping", frozen=True):
 
 
 class PutRequest(_Request, tag="put", frozen=True):
-    """Store the blob that follows."""
+    """Store the blob that follows. Chunks with the same ``move`` are not evicted for each other."""
 
     location: Location
+    move: Annotated[str, msgspec.Meta(max_length=256)] = ""
 
 
 class GetRequest(_Request, tag="get", frozen=True):

@@ -36,7 +36,7 @@ class PeerStore(Protocol):
     @property
     def model(self) -> str: ...
 
-    async def receive(self, location: str, blob: Buffer) -> int: ...
+    async def receive(self, location: str, blob: Buffer, *, move: str = "") -> int: ...
 
     async def read(self, location: str, key: ChunkKey) -> Buffer | None: ...
 
@@ -111,7 +111,7 @@ class PeerServer:
             case PutRequest():
                 blob = frames[1]
                 self._check_blob(blob, store.model)
-                tokens = await store.receive(request.location, blob)
+                tokens = await store.receive(request.location, blob, move=request.move)
                 self.received_blobs += 1
                 self.received_bytes += len(blob)
                 return [encode_message(Answer(tokens=tokens))]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -38,8 +38,8 @@ PEER_TIMEOUT = 30.0
 class PeerLink(Protocol):
     """The part of the peer client that moves need."""
 
-    async def send(self, peer_url: str, location: str, blob: Buffer, *, timeout: float) -> int:
-        """Tokens of the chunk once the peer verified and stored it."""
+    async def send(self, peer_url: str, location: str, blob: Buffer, *, timeout: float, move: str) -> int:
+        """Tokens of the chunk once the peer verified and stored it, without evicting others of this ``move``."""
         ...
 
     def is_self(self, peer_url: str) -> bool:
@@ -186,7 +186,14 @@ class Operations:
         return index
 
     async def move(
-        self, job: Job, tier: int, keys: Sequence[ChunkKey], target: int | None, peer: tuple[str, str], copy: bool
+        self,
+        job: Job,
+        tier: int,
+        keys: Sequence[ChunkKey],
+        target: int | None,
+        peer: tuple[str, str],
+        copy: bool,
+        event_id: str,
     ) -> None:
         """Take every chunk, as it is stored, to tier ``target`` or to the peer ``(url, location)``.
 
@@ -205,7 +212,7 @@ class Operations:
                     header = (await self._work.call(unpack_blob, blob)).header
                     check_header(header, key, self._layout, entry.num_tokens)
                     if target is None:
-                        await self._send(peer, blob, entry.num_tokens)
+                        await self._send(peer, blob, entry.num_tokens, event_id)
                     else:
                         held += not await self.deliver(
                             target,
@@ -232,10 +239,10 @@ class Operations:
         if pinned:
             job.notes.append(f"{pinned} of {len(keys)} chunks are pinned and stay at the source too")
 
-    async def _send(self, peer: tuple[str, str], blob: Buffer, num_tokens: int) -> None:
+    async def _send(self, peer: tuple[str, str], blob: Buffer, num_tokens: int, event_id: str) -> None:
         assert self._peers is not None
         url, location = peer
-        accepted = await self._peers.send(url, location, blob, timeout=PEER_TIMEOUT)
+        accepted = await self._peers.send(url, location, blob, timeout=PEER_TIMEOUT, move=event_id)
         if accepted != num_tokens:
             raise TransportError(f"peer {url} accepted {accepted} of {num_tokens} tokens")
 
@@ -248,7 +255,7 @@ class Operations:
         num_tokens: int,
         codec: str,
         cause: str,
-        protect: frozenset[str] = frozenset(),
+        protect: Set[str] = frozenset(),
     ) -> bool:
         """Write a chunk and check what the tier gives back; False when it was there already.
 

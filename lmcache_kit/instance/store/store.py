@@ -14,6 +14,7 @@ from lmcache_kit.errors import ConflictError, InvalidRequestError
 from lmcache_kit.instance.core.cache import CacheCore
 from lmcache_kit.instance.core.events import CacheChange, EventSink
 from lmcache_kit.instance.core.tiers import Entry, Tier, TierState
+from lmcache_kit.instance.store.arrivals import Arrivals
 from lmcache_kit.instance.store.background import BackgroundCopies
 from lmcache_kit.instance.store.codecs import CodecSet
 from lmcache_kit.instance.store.execution import Signal, Work
@@ -97,6 +98,7 @@ class KVStore:
             self._core, self._io, self._work, self._signal, self._writer, codecs, layout, peers
         )
         self._jobs = JobTable(clock)
+        self._arrivals = Arrivals()
         self._copies = BackgroundCopies(self._core, self._io, self._work, self._signal, self._writer)
         self._requested_tokens = self._loaded_tokens = self._loads = 0
         self._closed = False
@@ -315,6 +317,7 @@ class KVStore:
             target=target,
             peer=(peer_url, target_location),
             copy=copy,
+            event_id=event_id,
         )
         return self._jobs.add(event_id, sum(entry.num_tokens for entry in entries), work)
 
@@ -327,9 +330,10 @@ class KVStore:
 
     # --- the peers' side ---------------------------------------------------------------------------------------------
 
-    async def receive(self, location: str, blob: Buffer) -> int:
+    async def receive(self, location: str, blob: Buffer, *, move: str = "") -> int:
         """Store a chunk that a peer sent, as it is; its tokens, also when it was here already.
 
+        Chunks that came under the same ``move`` are not evicted for it.
         Raises UnknownNameError, BlobError for damaged bytes, ConflictError for another model's chunk, CapacityError,
         UnavailableError.
         """
@@ -346,8 +350,15 @@ class KVStore:
             )
         self.codecs.record(header.codec)
         await self._operations.deliver(
-            tier.index, header.key, blob, num_tokens=header.num_tokens, codec=header.codec, cause="receive"
+            tier.index,
+            header.key,
+            blob,
+            num_tokens=header.num_tokens,
+            codec=header.codec,
+            cause="receive",
+            protect=self._arrivals.of(move, location),
         )
+        self._arrivals.add(move, location, header.key.name())
         return header.num_tokens
 
     async def read(self, location: str, key: ChunkKey) -> Buffer | None:

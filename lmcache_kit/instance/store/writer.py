@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Set
 
 from lmcache_kit.contracts.storage import Buffer
 from lmcache_kit.errors import BlobError, CapacityError, UnavailableError
@@ -50,7 +51,7 @@ class Writer:
         num_tokens: int,
         codec: str,
         cause: str,
-        protect: frozenset[str] = frozenset(),
+        protect: Set[str] = frozenset(),
     ) -> bool:
         """Write an object unless the tier has it; whether it was written.
 

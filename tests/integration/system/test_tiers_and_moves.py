@@ -152,3 +152,23 @@ def test_a_remote_store_that_dies_is_told_and_costs_no_completion(fleet: Any, re
     fleet.until_held([1] * 50, {"a": {CPU: 50}})
     assert a.metric("lmcache_kit_tier_available", location=REMOTE) == 0
     assert a.metric("lmcache_kit_tier_available", location=CPU) == 1
+
+
+def test_a_move_that_does_not_fit_fails_and_loses_nothing(fleet: Any) -> None:
+    a = fleet.start("a")
+    b = fleet.start("b", own={"tiers": [{"kind": "memory", "capacity": "5KiB"}]})  # two chunks, not seven
+    cold = a.complete(PROMPT)
+    b.complete([1] * 16)  # what b has of others makes room
+    fleet.until_held([1] * 16, {"b": {CPU: 16}})
+    for copy in (True, False):
+        fleet.until_held(PROMPT, {"a": {CPU: 100}, **({} if copy else {"b": {CPU: 32}})})
+        body = {"old_position": ["a", CPU], "new_position": ["b", CPU], "tokens": PROMPT, "should_copy": copy}
+        state = fleet.finished(fleet.post("/move", **body), "failed")
+        assert state["tokens_done"] == 32
+        assert "no room" in state["error"]
+    # The front is at b now, the rest is where it was.
+    fleet.until_held(PROMPT, {"b": {CPU: 32}})
+    fleet.do("/move", old_position=["b", CPU], new_position=["a", CPU], tokens=PROMPT, should_copy=False)
+    fleet.until_held(PROMPT, {"a": {CPU: 100}})
+    warm = a.complete(PROMPT)
+    assert (warm["cached_tokens"], warm["text"]) == (99, cold["text"])

@@ -27,10 +27,10 @@ class Peers:
     def is_self(self, url):
         return url == self.own
 
-    async def send(self, peer_url, location, blob, *, timeout):
+    async def send(self, peer_url, location, blob, *, timeout, move):
         if peer_url not in self.stores:
             raise UnavailableError(f"peer {peer_url} does not answer")
-        tokens = await self.stores[peer_url].receive(location, bytes(blob))
+        tokens = await self.stores[peer_url].receive(location, bytes(blob), move=move)
         return tokens if self.answer is None else self.answer
 
 
@@ -230,3 +230,38 @@ async def test_receive_refuses_what_it_cannot_serve(lab, tokens):
     assert bytes(await store.read(CPU, key)) == bytes(blob)
     assert await store.read(CPU, ChunkKey("m", 1)) is None
     assert TransportError("x").status == 503
+
+
+async def test_a_move_never_makes_room_for_itself(lab, peers):
+    other = type(lab)(clock=lab.clock)
+    source = lab.store(lab.tier(CPU), peers=peers)
+    await source.save(list(range(40)), lab.kv(40))
+    blob = await source.read(CPU, source.contents(CPU)[0])
+    target = other.store(other.tier(CPU, int(2.5 * len(blob))))
+    peers.stores[PEER] = target
+    lab.stores.append(target)
+    await target.save(list(range(100, 116)), lab.kv(16))  # others make room
+    failed = await moved(source, CPU, PEER, CPU, list(range(40)))
+    assert (failed.status, failed.tokens_done) == ("failed", 16)
+    assert "no room" in failed.error
+    assert target.lookup(list(range(40))) == {CPU: 16}
+    assert sum(entry.num_tokens for entry in source._core.tiers[0].listed()) == 24, "nothing is lost on the way"
+    # A later move is another one: it may take the place of what came before.
+    source.start_move("n", CPU, PEER, CPU, None, copy=True)
+    await source.drain()
+    assert source.job("n").tokens_done == 16
+    assert target.lookup(list(range(40))) == {CPU: 0}
+
+
+async def test_only_the_last_moves_are_remembered():
+    from lmcache_kit.instance.store.arrivals import Arrivals
+
+    arrivals = Arrivals(keep=2)
+    for move in ("one", "two", "one", "three"):
+        assert arrivals.of(move, CPU) == ({"x-one"} if move == "one" and len(arrivals.of("one", CPU)) else set())
+        arrivals.add(move, CPU, f"x-{move}")
+    assert arrivals.of("one", CPU) == {"x-one"}
+    assert arrivals.of("one", DISK) == set(), "by location"
+    assert arrivals.of("three", CPU) == set(), "the one without a chunk for the longest time was forgotten"
+    arrivals.add("", CPU, "loner")
+    assert arrivals.of("", CPU) == set()

@@ -29,7 +29,7 @@ class FakeStore:
             raise UnknownNameError("location", location, self.held)
         return self.held[location]
 
-    async def receive(self, location, blob):
+    async def receive(self, location, blob, *, move=""):
         if self.error is not None:
             raise self.error
         if self.gate is not None:
