@@ -6,7 +6,7 @@ import re
 
 from lmcache_kit.errors import ConfigError
 
-__all__ = ["format_duration", "format_size", "parse_bandwidth", "parse_duration", "parse_size"]
+__all__ = ["format_count", "format_duration", "format_size", "parse_bandwidth", "parse_duration", "parse_size"]
 
 _NUMBER = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([A-Za-z/]*)\s*")
 _SIZE = {
@@ -76,3 +76,10 @@ def format_duration(seconds: float) -> str:
         if abs(seconds) >= factor:
             return f"{seconds / factor:.3g} {unit}"
     return f"{seconds / 1e-9:.3g} ns" if seconds else "0 s"
+
+
+def format_count(count: int, things: str) -> str:
+    """``3 jobs``, ``1 job``, ``1 miss``; ``things`` is the plural."""
+    if count == 1:
+        things = things.removesuffix("es") if things.endswith(("sses", "xes")) else things.removesuffix("s")
+    return f"{count:,} {things}"

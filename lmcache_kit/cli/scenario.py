@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from lmcache_kit.cli.output import Format, FormatOption, print_json, print_table
+from lmcache_kit.units import format_count
 
 __all__ = ["register"]
 
@@ -63,10 +64,9 @@ def validate(name: NameArgument, overrides: SetOption = None, format: FormatOpti
     if format is Format.JSON:
         print_json({"scenario": scenario.name, "path": str(path), "valid": True})
     else:
-        typer.echo(
-            f"{scenario.name}: valid; {len(scenario.instances)} instances, {len(scenario.workloads)} workloads, "
-            f"{len(scenario.expect)} expectations"
-        )
+        parts = {"instances": scenario.instances, "workloads": scenario.workloads, "expectations": scenario.expect}
+        counted = ", ".join(format_count(len(part), name) for name, part in parts.items())
+        typer.echo(f"{scenario.name}: valid; {counted}")
 
 
 @app.command()

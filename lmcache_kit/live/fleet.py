@@ -10,6 +10,7 @@ from lmcache_kit.contracts.workload import InstanceHandle
 from lmcache_kit.errors import LMCacheKitError, UnavailableError
 from lmcache_kit.live.fleet_plan import FleetPlan
 from lmcache_kit.live.supervision import Supervisor
+from lmcache_kit.units import format_count
 
 __all__ = ["Fleet"]
 
@@ -36,6 +37,7 @@ class Fleet:
     async def boot(self, *, timeout: float) -> None:
         """Start everything and wait until it serves. Raises UnavailableError naming what is not ready in time."""
         deadline = asyncio.get_running_loop().time() + timeout
+        self._progress(f"starting a controller and {format_count(len(self._plan.instances), 'instances')}")
         # Instances load their model meanwhile; they join the controller whenever it is there.
         await self._supervisor.start(self._plan.controller, ports=self._plan.controller_ports)
         for planned in self._plan.instances:

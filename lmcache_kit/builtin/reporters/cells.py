@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lmcache_kit.units import format_duration, format_size
+from lmcache_kit.units import format_count, format_duration, format_size
 
 __all__ = [
     "COLUMNS",
@@ -81,7 +81,7 @@ def facts(result: Mapping[str, Any]) -> list[str]:
         worth.append(f"same text {result['text_equal_count']} of {counts.get('requests')}")
     return [
         str(result["name"]),
-        ", ".join(_counted(count, what.replace("_", " ")) for what, count in counts.items()),
+        ", ".join(format_count(count, what.replace("_", " ")) for what, count in counts.items()),
         ", ".join(worth),
     ]
 
@@ -137,13 +137,6 @@ def _size(value: Any) -> str:
 
 def _duration(value: float | None) -> str:
     return "-" if value is None else format_duration(value)
-
-
-def _counted(count: int, what: str) -> str:
-    """``3 jobs``, ``1 job``."""
-    if count == 1:
-        what = what.removesuffix("es") if what.endswith("sses") else what.removesuffix("s")
-    return f"{count:,} {what}"
 
 
 def _worth(key: str, value: Any) -> str:

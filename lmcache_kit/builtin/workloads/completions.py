@@ -15,6 +15,7 @@ from lmcache_kit.builtin.workloads.served import Prompt, Served, instance_of, se
 from lmcache_kit.contracts.workload import Workload, WorkloadContext, WorkloadResult
 from lmcache_kit.errors import ConfigError
 from lmcache_kit.report.percentiles import summarize
+from lmcache_kit.units import format_count
 
 __all__ = ["CompletionsWorkload"]
 
@@ -62,7 +63,8 @@ class CompletionsWorkload(Workload):
 
     async def run(self, context: WorkloadContext) -> WorkloadResult:
         prompts = self._prompts(context)
-        context.progress(f"{len(prompts)} completions on {len({prompt.instance for prompt in prompts})} instances")
+        instances = len({prompt.instance for prompt in prompts})
+        context.progress(f"{format_count(len(prompts), 'completions')} on {format_count(instances, 'instances')}")
         begin = time.perf_counter()
         requests = await run_limited(
             enumerate(prompts), lambda item: self._one(context, *item), self._options.concurrency

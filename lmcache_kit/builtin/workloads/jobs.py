@@ -14,6 +14,7 @@ from lmcache_kit.builtin.workloads.served import Served, served, tokens_of
 from lmcache_kit.contracts.workload import Workload, WorkloadContext, WorkloadResult
 from lmcache_kit.errors import LMCacheKitError
 from lmcache_kit.report.percentiles import summarize
+from lmcache_kit.units import format_count
 
 __all__ = ["JobWorkload", "finished"]
 
@@ -48,7 +49,7 @@ class JobWorkload(Workload):
         # A repeated prompt has nothing left to decompress, which would be refused as a conflict.
         chosen = [entries[position] for position in without_repeats(prompts)]
         concerned = list(dict.fromkeys(entry.instance_id for entry in entries))
-        context.progress(f"{self._operation} {len(chosen)} prompts with {options.method}")
+        context.progress(f"{self._operation} {format_count(len(chosen), 'prompts')} with {options.method}")
         before = await held_bytes(context, instances=concerned, location=options.location)
         latencies: list[float] = []
         states: list[dict[str, Any]] = []

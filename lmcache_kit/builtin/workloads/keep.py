@@ -11,6 +11,7 @@ from lmcache_kit.builtin.workloads.options import ClearOptions, PinOptions
 from lmcache_kit.builtin.workloads.served import served, tokens_of
 from lmcache_kit.contracts.workload import Workload, WorkloadContext, WorkloadResult
 from lmcache_kit.errors import ConfigError
+from lmcache_kit.units import format_count
 
 __all__ = ["ClearWorkload", "PinWorkload"]
 
@@ -35,7 +36,7 @@ class PinWorkload(Workload):
         entries = served(context, options.of)
         for entry in entries:
             await tokens_of(context, entry)
-        context.progress(f"{kind} {len(entries)} prompts")
+        context.progress(f"{kind} {format_count(len(entries), 'prompts')}")
         before = await held_bytes(context)
         latencies: list[float] = []
         tokens = 0

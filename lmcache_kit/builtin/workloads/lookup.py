@@ -14,6 +14,7 @@ from lmcache_kit.builtin.workloads.options import LookupOptions
 from lmcache_kit.builtin.workloads.served import Served, served, tokens_of
 from lmcache_kit.contracts.workload import Workload, WorkloadContext, WorkloadResult
 from lmcache_kit.report.percentiles import summarize
+from lmcache_kit.units import format_count
 
 __all__ = ["LookupWorkload", "prefix_held"]
 
@@ -45,7 +46,7 @@ class LookupWorkload(Workload):
             await tokens_of(context, entry)
             tokenizing.append(time.perf_counter() - begin)
         await self._settle(context, entries)
-        context.progress(f"{len(entries)} lookups")
+        context.progress(format_count(len(entries), "lookups"))
         before = await held_bytes(context)
         latencies: list[float] = []
         held: Counter[str] = Counter()

@@ -13,6 +13,7 @@ from lmcache_kit.builtin.workloads.options import MoveOptions
 from lmcache_kit.builtin.workloads.served import Served, served, tokens_of
 from lmcache_kit.contracts.workload import Workload, WorkloadContext, WorkloadResult
 from lmcache_kit.errors import InvalidRequestError
+from lmcache_kit.units import format_count
 
 __all__ = ["MoveWorkload"]
 
@@ -39,7 +40,8 @@ class MoveWorkload(Workload):
         entries = self._chosen(served(context, options.of))
         old, new = _position(options.source), _position(options.target)
         verb = "copy" if options.copy else "move"
-        context.progress(f"{verb} {len(entries)} prefixes from {' '.join(old)} to {' '.join(new)}")
+        prefixes = format_count(len(entries), "prefixes")
+        context.progress(f"{verb} {prefixes} from {' '.join(old)} to {' '.join(new)}")
         latencies: list[float] = []
         states: list[dict[str, Any]] = []
         asked = verified = 0

@@ -52,6 +52,8 @@ def test_every_step_on_real_processes(run: Any, capsys: pytest.CaptureFixture[st
     assert {event["cause"] for event in rewrites} == {"zstd"}
     assert {event["instance"] for event in rewrites} == {"a", "b"}
     assert [event["time"] for event in events] == sorted(event["time"] for event in events)
+    for line in ("starting a controller and 2 instances", "serve: 6 completions on 2 ", "move: move 1 prefix from a "):
+        assert f"] {line}" in stderr
     page = (command.output / "report.html").read_text()
     assert page.startswith("<!doctype html>")
     assert {log.name for log in (command.output / "logs").iterdir()} == {"controller.log", "a.log", "b.log"}
