@@ -64,8 +64,8 @@ def validate(name: NameArgument, overrides: SetOption = None, format: FormatOpti
     if format is Format.JSON:
         print_json({"scenario": scenario.name, "path": str(path), "valid": True})
     else:
-        parts = {"instances": scenario.instances, "workloads": scenario.workloads, "expectations": scenario.expect}
-        counted = ", ".join(format_count(len(part), name) for name, part in parts.items())
+        sizes = (len(scenario.instances), len(scenario.workloads), len(scenario.expect))
+        counted = ", ".join(map(format_count, sizes, ("instances", "workloads", "expectations")))
         typer.echo(f"{scenario.name}: valid; {counted}")
 
 
