@@ -166,15 +166,20 @@ async def test_errors_of_the_instance_reach_the_http_client(controllers: Any, in
     assert "zst" in answer.text or CPU in answer.text
 
 
-async def test_move_between_instances(controllers: Any, instances: Any) -> None:
+@pytest.mark.parametrize("channel", ["zmq", "shm", "inproc"])
+@pytest.mark.parametrize("latency", [None, "20ms"], ids=["unshaped", "shaped"])
+async def test_move_between_instances(controllers: Any, instances: Any, channel: str, latency: str | None) -> None:
     server, http = await controllers()
-    one, two = await instances(server, "one"), await instances(server, "two")
+    own = {"extra_config": {"lmcache_kit": {"transport": {"latency": latency} if latency else {}}}}
+    one, two = [await instances(server, name, transfer_channel=channel, **own) for name in ("one", "two")]
     await one.store.save(TOKENS, kv_of(TOKENS))
     await wait_for_holders(http, TOKENS, {"one": {CPU: 10, DISK: 10}})
     moved = await http.post("/move", old_position=["one", CPU], new_position=["two", DISK], tokens=TOKENS, copy=False)
     assert moved["num_tokens"] == 10
     job = await http.finished(moved["event_id"])
     assert job["status"] == "done", job
+    if latency:  # three chunks, there and back
+        assert job["seconds"] >= 3 * 2 * 0.02
     await wait_for_holders(http, TOKENS, {"one": {DISK: 10}, "two": {DISK: 10}})
     loaded = await two.store.load_prefix(TOKENS)
     np.testing.assert_array_equal(loaded.kv.data, kv_of(TOKENS).data)
