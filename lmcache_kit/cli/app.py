@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import sys
@@ -11,6 +12,7 @@ import typer
 
 from lmcache_kit import __version__
 from lmcache_kit.cli import client, controller, plugins, run, scenario, serve, trace
+from lmcache_kit.errors import ConfigError
 from lmcache_kit.plugins import MODULES_VARIABLE
 
 __all__ = ["app"]
@@ -50,6 +52,12 @@ def options(
     for noisy in ("httpx", "httpcore", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     if plugin:
+        # What is asked for by name must be there; only plugins that happen to be installed are left out with a warning.
+        for module in plugin:
+            try:
+                importlib.import_module(module)
+            except Exception as error:  # a plugin's import may raise anything
+                raise ConfigError(f"-p {module}: {type(error).__name__}: {error}") from error
         # Child processes of a run must see the same plugins, so the choice travels in the environment.
         inherited = [name for name in os.environ.get(MODULES_VARIABLE, "").split(",") if name]
         os.environ[MODULES_VARIABLE] = ",".join([*inherited, *plugin])

@@ -126,6 +126,7 @@ def test_an_unreachable_controller_is_named(arguments: list[str], capsys: pytest
         ["lookup", "--tokens", "1", "--prompt", "x"],
         ["lookup"],
         ["move", "--from", "a", "--to", "b/LocalCPUBackend"],
+        ["-p", "no_such_module_anywhere", "plugins", "list"],
     ],
 )
 def test_wrong_values_exit_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
