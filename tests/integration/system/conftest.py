@@ -209,10 +209,13 @@ class Fleet:
             raise
 
     def close(self) -> None:
+        """End every process that this fleet started, and see that none of them broke."""
         for process in self.processes:
             process.end()
         for client in self.clients:
             client.close()
+        for process in self.processes:
+            assert "Traceback" not in process.text(), process.text()
 
 
 @pytest.fixture
@@ -230,15 +233,28 @@ def make_fleet(tmp_path: Path) -> Iterator[Callable[..., Fleet]]:
     yield make
     for fleet in fleets:
         fleet.close()
-    for fleet in fleets:
-        for process in fleet.processes:
-            assert "Traceback" not in process.text(), process.text()
+
+
+@pytest.fixture(scope="session")
+def shared_controller(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    """A controller for the tests that leave it as it was."""
+    fleet = Fleet(tmp_path_factory.mktemp("controller"))
+    fleet.start_controller("--call-timeout", "2")
+    yield fleet
+    fleet.close()
 
 
 @pytest.fixture
-def fleet(make_fleet: Callable[..., Fleet]) -> Fleet:
-    """A controller without instances."""
-    return make_fleet("--call-timeout", "2")
+def fleet(shared_controller: Fleet, tmp_path: Path) -> Iterator[Fleet]:
+    """A controller without instances. Those of the test leave it in good order at the end."""
+    fleet = Fleet(tmp_path)
+    fleet.controller, fleet.ports = shared_controller.controller, shared_controller.ports
+    fleet.http = fleet.client(str(shared_controller.http.base_url))
+    assert fleet.post("/query_worker_info", instance_id="all")["worker_infos"] == []
+    yield fleet
+    fleet.close()
+    http = shared_controller.http
+    eventually(lambda: http.get("/controller/workers").json()["total_count"] == 0, "the goodbye of every instance")
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ from lmcache_kit.contracts import (
     WorkloadPlugin,
     WorkloadResult,
 )
-from lmcache_kit.errors import BlobError
+from lmcache_kit.errors import BlobError, InvalidRequestError
 from lmcache_kit.hookspecs import hookimpl
 from lmcache_kit.kv import KVLayout, KVTensor
 
@@ -267,10 +267,13 @@ class Lengths(TraceReader):
 
     def read(self, path: Path) -> Iterator[TraceRecord]:
         mark("trace.read")
-        for line in path.read_text().splitlines():
-            arrival, given, made = line.split()
+        for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
+            try:
+                arrival, given, made = map(float, line.split())
+            except ValueError:
+                raise InvalidRequestError(f"{path}:{number}: three numbers are needed") from None
             yield TraceRecord(
-                arrival=float(arrival), input_tokens=int(given), output_tokens=int(made), block_ids=(), tail_tokens=0
+                arrival=arrival, input_tokens=int(given), output_tokens=int(made), block_ids=(), tail_tokens=0
             )
 
 

@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
+from lmcache_kit.cli import main
 from lmcache_kit.contracts import PLUGIN_KINDS
+from lmcache_kit.plugins import registry
 
 HERE = Path(__file__).parent
 OWN = {
@@ -117,11 +119,20 @@ def test_a_trace_is_read_by_its_reader(lmcache_kit: Any, tmp_path: Path) -> None
     assert marks == {"trace.read"}
 
 
-def test_they_are_listed_and_those_with_checks_pass_them(lmcache_kit: Any) -> None:
-    assert set(OWN) == set(PLUGIN_KINDS)
-    stdout, _ = lmcache_kit("plugins", "list", "--format", "json")
-    listed = {(entry["kind"], entry["name"]): entry for entry in json.loads(stdout)["plugins"]}
-    for kind, name in OWN.items():
-        assert listed[kind, name]["source"] == "ten_plugins"
-        lmcache_kit("plugins", "show", name)
-        lmcache_kit("plugins", "check", name)
+def test_they_are_listed_and_pass_the_checks_of_their_kind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TEN_PLUGINS_MARKS", str(tmp_path))
+    monkeypatch.setenv("LMCACHE_KIT_PLUGIN_MODULES", "ten_plugins")
+    monkeypatch.syspath_prepend(HERE)
+    registry.cache_clear()
+    try:
+        assert set(OWN) == set(PLUGIN_KINDS)
+        assert main(["plugins", "list", "--format", "json"]) == 0
+        listed = {(entry["kind"], entry["name"]): entry for entry in json.loads(capsys.readouterr().out)["plugins"]}
+        for kind, name in OWN.items():
+            assert listed[kind, name]["source"] == "ten_plugins"
+            assert main(["plugins", "show", name]) == 0
+            assert main(["plugins", "check", name]) == 0, capsys.readouterr().out
+    finally:
+        registry.cache_clear()

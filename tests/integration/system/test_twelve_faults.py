@@ -199,7 +199,8 @@ def test_fault_09_an_instance_that_dies_young_is_given_up(make_fleet: Any) -> No
     assert fleet.http.post("/health", json={"instance_id": "a"}).status_code == 503
 
 
-def test_fault_09_the_controller_restarts_and_learns_everything_again(fleet: Any) -> None:
+def test_fault_09_the_controller_restarts_and_learns_everything_again(make_fleet: Any) -> None:
+    fleet = make_fleet()
     a = fleet.start("a")
     a.complete(PROMPT)
     fleet.until_held(PROMPT, {"a": {CPU: 100}})
