@@ -1,4 +1,4 @@
-"""What breaks in LMCache's controller (faults 2, 3, 4, 8, 9, 10 and 11 of the protocol page) works here."""
+"""What breaks in LMCache's controller (faults 2, 3, 4, 8, 9, 10 and 11 of docs/explanation/faults.md) works here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Faults of LMCache 0.5.6 that concern an instance's storage (docs/reference/protocol.md, section on faults)."""
+"""Faults of LMCache 0.5.6 that concern an instance's storage (docs/explanation/faults.md)."""
 
 import pickle
 import pickletools

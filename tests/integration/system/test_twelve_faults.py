@@ -1,4 +1,4 @@
-"""The twelve faults of LMCache 0.5.6 (docs/reference/protocol.md), each met by real processes from end to end.
+"""The twelve faults of LMCache 0.5.6 (docs/explanation/faults.md), each met by real processes from end to end.
 
 Fault 1, the two documented configurations and their commands, is tests/integration/documents.
 """
