@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import anyio
 import uvicorn
 import uvloop
 
@@ -172,6 +173,10 @@ async def _serve_http(
         await stop.wait()
         server.should_exit = True
 
+    # Starlette streams through anyio, which loads its backend at the first use: about 20 ms that would stand in the
+    # first request's time to first token.
+    async with anyio.create_task_group():
+        pass
     ending = asyncio.create_task(end(), name="stop HTTP")
     try:
         await server.serve(sockets=[http_socket])
