@@ -16,11 +16,9 @@ class CacheGenOptions(Options, frozen=True):
     """Options of ``cachegen``.
 
     Args:
-        quantizer: ``lmcache``: one maximum per layer, plane and token; 31 or 15 levels by LMCache's layer rule.
         backend: ``numpy``, ``xla`` (jax on the CPU) or ``auto``, the one that measured faster. The bytes are the same.
     """
 
-    quantizer: Literal["lmcache"] = "lmcache"
     backend: Literal["auto", "numpy", "xla"] = "auto"
 
 
