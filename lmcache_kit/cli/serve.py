@@ -34,9 +34,10 @@ def serve(
     model_argument: Annotated[
         str | None, typer.Argument(metavar="[MODEL]", help="The model, as for `vllm serve`; the same as --model.")
     ] = None,
-    engine: Annotated[str, typer.Option("--engine", help="Engine plugin; see `plugins list --kind engine`.")] = (
-        "synthetic"
-    ),
+    engine: Annotated[
+        str | None,
+        typer.Option("--engine", help="Engine plugin; see `plugins list --kind engine`. Default: synthetic."),
+    ] = None,
     model: Annotated[
         str | None,
         typer.Option(
@@ -70,6 +71,12 @@ def serve(
     ] = None,
 ) -> None:
     """Serve a model, keeping its KV cache in the tiers of an LMCache configuration."""
+    if engine is None:
+        engine = "synthetic"
+        log.warning(
+            "no --engine is named, so the synthetic one makes up text and KV whatever the model is called; "
+            "--engine transformers computes real ones"
+        )
     if kv_transfer_config is not None:
         log.warning("--kv-transfer-config has no effect: this instance always saves and loads KV itself")
     if gpu_memory_utilization is not None:

@@ -69,3 +69,12 @@ def test_the_garbage_collector_works_again_when_an_engine_cannot_be_made(capsys:
     assert main(["serve", "m", "--port", "0", "--engine-option", "num_layers=many"]) == 2
     assert gc.isenabled()
     assert gc.get_freeze_count() == frozen
+
+
+@pytest.mark.parametrize("engine", [None, "synthetic"])
+def test_made_up_text_is_announced_unless_it_was_asked_for(
+    engine: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    arguments = ["serve", "meta-llama/Llama-3.1-8B-Instruct", "--port", "0", "--engine-option", "num_layers=many"]
+    assert main([*arguments, *(["--engine", engine] if engine else [])]) == 2
+    assert ("--engine transformers computes real ones" in caplog.text) is (engine is None)
