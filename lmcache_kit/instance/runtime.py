@@ -94,7 +94,7 @@ class InstanceRuntime:
     async def start(self) -> None:
         """Open the store, then the peer server, then join the controller (without waiting for it).
 
-        Raises ConflictError for a port in use, naming the key to change; nothing stays open then.
+        Raises ConfigError for a port in use, naming the key to change; nothing stays open then.
         """
         try:
             await self.store.open()
@@ -136,7 +136,7 @@ class InstanceRuntime:
         try:
             await self._server.start(address, self._transport, self.store)
         except ConflictError as error:
-            raise ConflictError(
+            raise ConfigError(
                 f"the peer server cannot listen: {error.message}",
                 hint="set p2p_init_ports (or distributed_url) to a free port, or to 0 for any",
             ) from None

@@ -102,7 +102,7 @@ async def serve(
         clock: the wall clock when None.
         on_ready: told ``HOST:PORT`` when the instance serves.
 
-    Raises ConfigError or ConflictError when something cannot be started.
+    Raises ConfigError when something cannot be started.
     """
     clock = clock or WallClock()
     async with contextlib.AsyncExitStack() as stack:

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 import zmq
 import zmq.asyncio
 
-from lmcache_kit.errors import ConfigError, ConflictError, InvalidRequestError
+from lmcache_kit.errors import ConfigError, InvalidRequestError
 from lmcache_kit.instance.worker.control_handlers import error_message
 from lmcache_kit.instance.worker.request_channel import configure
 from lmcache_kit.messages import ControlMsg, ControlRetMsg, decode_control, encode
@@ -44,7 +44,7 @@ class ControlSocket:
     def bind(self, host: str, port: int) -> None:
         """Bind and begin to answer; ``port`` 0 takes a free one, which :attr:`port` then names.
 
-        Raises ConflictError when the port is taken and ConfigError when the host is not one of this machine.
+        Raises ConfigError, naming the key to change, when the port is taken or the host is not one of this machine.
         """
         configure(self._socket)
         if ":" in host:
@@ -54,7 +54,7 @@ class ControlSocket:
         except zmq.ZMQError as error:
             self._socket.close(linger=0)
             if error.errno == zmq.EADDRINUSE:
-                raise ConflictError(
+                raise ConfigError(
                     f"port {port} is in use", hint="set lmcache_worker_ports to a free port, or to 0 for any"
                 ) from None
             raise ConfigError(

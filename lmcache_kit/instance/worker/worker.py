@@ -95,7 +95,7 @@ class ControllerWorker:
     async def start(self) -> None:
         """Open the control socket and begin to look for the controller; does not wait for it.
 
-        Raises ConflictError when the control port is in use, ConfigError when it cannot be opened.
+        Raises ConfigError, naming the key to change, when the control port cannot be opened.
         """
         if self._ip is None:
             self._ip = await asyncio.to_thread(route_to, self._spec.pull)  # may ask a name server

@@ -11,7 +11,7 @@ import pytest
 import zmq
 import zmq.asyncio
 
-from lmcache_kit.errors import ConfigError, ConflictError, LMCacheKitError
+from lmcache_kit.errors import ConfigError, LMCacheKitError
 from lmcache_kit.messages import (
     CheckFinishWorkerMsg,
     CheckFinishWorkerRetMsg,
@@ -265,7 +265,7 @@ async def test_closing_with_a_call_under_way_does_not_hang(
 
 async def test_a_port_in_use_names_the_key_to_change(workers: Any, free_port: Any) -> None:
     worker = await workers(free_port(), free_port())
-    with pytest.raises(ConflictError) as caught:
+    with pytest.raises(ConfigError) as caught:
         await workers(free_port(), free_port(), lmcache_worker_ports=[worker.port])
     assert str(worker.port) in caught.value.message
     assert "lmcache_worker_ports" in caught.value.hint

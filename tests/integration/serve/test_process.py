@@ -159,6 +159,25 @@ def test_a_port_in_use_names_the_flag(start: Start) -> None:
     assert "--port" in "".join(process.lines)
 
 
+@pytest.mark.parametrize("key", ["lmcache_worker_ports", "p2p_init_ports"])
+def test_a_port_of_the_configuration_in_use_names_the_key(start: Start, key: str) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        config = (
+            "enable_controller: true\nlmcache_instance_id: a\ncontroller_pull_url: localhost:9\np2p_host: 127.0.0.1\n"
+            f"{key}: {port}\n"
+        )
+        process = start("m", config=config)
+        assert process.end() == 2
+    shown = "".join(process.lines)
+    assert "in use" in shown
+    assert str(port) in shown
+    assert key in shown
+    assert "Traceback" not in shown
+
+
 def test_the_configuration_may_come_from_the_environment(tmp_path: Path) -> None:
     file = tmp_path / "example.yaml"
     file.write_text("chunk_size: 32\nlmcache_instance_id: from_environment\n")
