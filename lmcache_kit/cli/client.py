@@ -74,48 +74,38 @@ def lookup(
     print_lookup(answer)
 
 
-def compress(
-    instance_id: InstanceOption,
-    method: MethodOption,
-    location: LocationOption,
-    tokens: TokensOption = None,
-    prompt: PromptOption = None,
-    instance_url: InstanceUrlOption = DEFAULT_INSTANCE_URL,
-    wait: WaitOption = True,
-    url: UrlOption = DEFAULT_URL,
-    token: TokenOption = None,
-    timeout: TimeoutOption = DEFAULT_TIMEOUT,
-    format: FormatOption = Format.TABLE,  # noqa: A002
-) -> None:
-    """Compress the chunks of a prefix, or of a whole tier without --tokens and --prompt."""
+def _coding_command(
+    start: Callable[[ControllerClient, str, str, str, list[int] | None], Awaitable[Answer]], summary: str
+) -> Callable[..., None]:
+    """The command of ``start``, which takes instance, method, location and tokens."""
 
-    async def call(controller: ControllerClient) -> Answer:
-        ids = await _tokens(tokens, prompt, instance_url, timeout)
-        return await _follow(controller, await controller.compress(instance_id, method, location, ids), wait, timeout)
+    def command(
+        instance_id: InstanceOption,
+        method: MethodOption,
+        location: LocationOption,
+        tokens: TokensOption = None,
+        prompt: PromptOption = None,
+        instance_url: InstanceUrlOption = DEFAULT_INSTANCE_URL,
+        wait: WaitOption = True,
+        url: UrlOption = DEFAULT_URL,
+        token: TokenOption = None,
+        timeout: TimeoutOption = DEFAULT_TIMEOUT,
+        format: FormatOption = Format.TABLE,  # noqa: A002
+    ) -> None:
+        async def call(controller: ControllerClient) -> Answer:
+            ids = await _tokens(tokens, prompt, instance_url, timeout)
+            return await _follow(controller, await start(controller, instance_id, method, location, ids), wait, timeout)
 
-    _print_facts(_ask(call, url, token, timeout), format)
+        _print_facts(_ask(call, url, token, timeout), format)
+
+    command.__name__, command.__doc__ = start.__name__, summary
+    return command
 
 
-def decompress(
-    instance_id: InstanceOption,
-    method: MethodOption,
-    location: LocationOption,
-    tokens: TokensOption = None,
-    prompt: PromptOption = None,
-    instance_url: InstanceUrlOption = DEFAULT_INSTANCE_URL,
-    wait: WaitOption = True,
-    url: UrlOption = DEFAULT_URL,
-    token: TokenOption = None,
-    timeout: TimeoutOption = DEFAULT_TIMEOUT,
-    format: FormatOption = Format.TABLE,  # noqa: A002
-) -> None:
-    """Decompress what a method compressed."""
-
-    async def call(controller: ControllerClient) -> Answer:
-        ids = await _tokens(tokens, prompt, instance_url, timeout)
-        return await _follow(controller, await controller.decompress(instance_id, method, location, ids), wait, timeout)
-
-    _print_facts(_ask(call, url, token, timeout), format)
+compress = _coding_command(
+    ControllerClient.compress, "Compress the chunks of a prefix, or of a whole tier without --tokens and --prompt."
+)
+decompress = _coding_command(ControllerClient.decompress, "Decompress what a method compressed.")
 
 
 def pin(

@@ -4,8 +4,6 @@ import asyncio
 import importlib.util
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -40,20 +38,9 @@ def folder():
 
 
 @pytest.fixture
-def spawn(folder, tmp_path):
-    processes = []
-
-    def start(address):
-        command = [sys.executable, str(NODE), address, str(folder), str(tmp_path / "peer")]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        processes.append(process)
-        return process, process.stdout.readline().strip()
-
-    yield start
-    for process in processes:
-        process.kill()
-        process.wait()
-        process.stdout.close()
+def spawn(folder, tmp_path, start_script):  # in this order: the processes end before the folder is looked at
+    """A function that starts an instance's peer server at an address."""
+    return lambda address: start_script(NODE, address, folder, tmp_path / "peer")
 
 
 @pytest.fixture(params=["tcp://127.0.0.1:0", "shm://*"])

@@ -4,8 +4,6 @@ import asyncio
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -30,21 +28,9 @@ def folder():
 
 
 @pytest.fixture
-def spawn(folder):
-    """A function that starts a node and waits for its first line; all are killed at the end."""
-    processes = []
-
-    def start(*arguments):
-        command = [sys.executable, str(NODE), *arguments[:2], str(folder), *arguments[2:]]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        processes.append(process)
-        return process, process.stdout.readline().strip()
-
-    yield start
-    for process in processes:
-        process.kill()
-        process.wait()
-        process.stdout.close()
+def spawn(folder, start_script):  # in this order: the processes end before the folder is removed
+    """A function that starts a node; its arguments are what it does, the address, and what more it wants."""
+    return lambda action, address, *more: start_script(NODE, action, address, folder, *more)
 
 
 @pytest.fixture(params=["zmq", "shm"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from hypothesis import settings
@@ -11,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from lmcache_kit.builtin.storage.disk import DiskBackend
 from lmcache_kit.builtin.storage.memory import MemoryBackend
+from lmcache_kit.contracts import StorageBackend
 
 names = st.sampled_from([".", "..", "a", "tmp", "m.1", "m.n1", "x" * 128])
 blobs = st.binary(max_size=300)
@@ -18,13 +20,14 @@ wrappers = st.sampled_from([bytes, bytearray, memoryview, lambda raw: memoryview
 
 
 class StorageMachine(RuleBasedStateMachine):
-    def make(self):
-        raise NotImplementedError
+    """A backend against a dictionary; ``make`` gives the backend over a folder."""
+
+    make: Callable[[Path], StorageBackend]
 
     def __init__(self) -> None:
         super().__init__()
         self.folder = tempfile.TemporaryDirectory()
-        self.backend = self.make()
+        self.backend = type(self).make(Path(self.folder.name) / "store")
         self.model: dict[str, bytes] = {}
 
     @rule(name=names, blob=blobs, wrap=wrappers)
@@ -58,18 +61,16 @@ class StorageMachine(RuleBasedStateMachine):
 
 
 class MemoryMachine(StorageMachine):
-    def make(self):
-        return MemoryBackend()
+    make = staticmethod(lambda folder: MemoryBackend())
 
 
 class DiskMachine(StorageMachine):
-    def make(self):
-        return DiskBackend(Path(self.folder.name) / "store")
+    make = staticmethod(DiskBackend)
 
     @rule()
     def reopen(self):
         self.backend.close()
-        self.backend = self.make()
+        self.backend = type(self).make(Path(self.folder.name) / "store")
 
 
 TestMemory = MemoryMachine.TestCase
