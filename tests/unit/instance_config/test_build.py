@@ -10,7 +10,7 @@ import pytest
 
 from lmcache_kit.clock import WallClock
 from lmcache_kit.contracts.engine import EngineInfo
-from lmcache_kit.errors import ConfigError, ConflictError
+from lmcache_kit.errors import ConfigError
 from lmcache_kit.instance.build import build_store, build_tiers, build_transport
 from lmcache_kit.instance.config.loading import instance_config
 from lmcache_kit.instance.runtime import InstanceRuntime
@@ -170,7 +170,7 @@ async def test_a_peer_port_in_use_names_the_key(tmp_path: Path) -> None:
         assert one.peer_url is not None
         port = int(one.peer_url.rpartition(":")[2])
         two = InstanceRuntime(instance_config({"p2p_init_ports": port}, base_dir=tmp_path), INFO, clock=WallClock())
-        with pytest.raises(ConflictError) as caught:
+        with pytest.raises(ConfigError) as caught:
             await two.start()
         assert "p2p_init_ports" in str(caught.value.hint)
     finally:
