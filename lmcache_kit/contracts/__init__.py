@@ -1,6 +1,11 @@
 """What a plugin implements, one module per kind."""
 
-from lmcache_kit.contracts.compression import CompressionMethod, SupportsLayerwise
+from lmcache_kit.contracts.compression import (
+    CompressionMethod,
+    SupportsBatches,
+    SupportsFitting,
+    SupportsLayerwise,
+)
 from lmcache_kit.contracts.engine import Engine, EngineInfo, EngineSequence, SamplingParams
 from lmcache_kit.contracts.eviction import EvictionPolicy
 from lmcache_kit.contracts.launcher import LaunchedProcess, Launcher, LaunchSpec
@@ -62,6 +67,8 @@ __all__ = [
     "StorageContext",
     "StoragePlugin",
     "SupportsBatch",
+    "SupportsBatches",
+    "SupportsFitting",
     "SupportsHealth",
     "SupportsLayerwise",
     "TierView",

@@ -8,13 +8,13 @@ Capabilities:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import ClassVar, Protocol, runtime_checkable
 
 from lmcache_kit.contracts.storage import Buffer
 from lmcache_kit.kv.layout import KVLayout, KVTensor
 
-__all__ = ["CompressionMethod", "SupportsLayerwise"]
+__all__ = ["CompressionMethod", "SupportsBatches", "SupportsFitting", "SupportsLayerwise"]
 
 
 class CompressionMethod(ABC):
@@ -47,4 +47,36 @@ class SupportsLayerwise(Protocol):
 
     def decode_layers(self, payload: memoryview, layout: KVLayout, num_tokens: int, version: int) -> Iterator[KVTensor]:
         """One tensor ``[1, P, T, H, D]`` per layer, in order."""
+        ...
+
+
+@runtime_checkable
+class SupportsBatches(Protocol):
+    """Optional: many tensors in one call, for methods that are faster that way. The results are those of one by one."""
+
+    def encode_many(self, kvs: Sequence[KVTensor]) -> list[Buffer]:
+        """The payload of each of ``kvs``, byte for byte what :meth:`CompressionMethod.encode` makes of it.
+
+        They may differ in layout and token count. Raises InvalidRequestError when any one cannot be represented.
+        """
+        ...
+
+    def decode_many(
+        self, payloads: Sequence[memoryview], layout: KVLayout, num_tokens: Sequence[int], version: int
+    ) -> list[KVTensor]:
+        """KV of each payload, ``num_tokens[i]`` tokens of payload ``i``. Raises BlobError when any one cannot be
+        decoded."""
+        ...
+
+
+@runtime_checkable
+class SupportsFitting(Protocol):
+    """Optional: learn from sample KV of a model what makes its KV smaller; ``lmcache-kit codec fit`` calls it."""
+
+    def fit(self, samples: Iterable[KVTensor]) -> bytes:
+        """The contents of a profile file for KV like ``samples``, which share one layout; each is looked at once.
+
+        How a method is told to use the file is up to its options. Raises InvalidRequestError for samples that nothing
+        can be learnt from.
+        """
         ...

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from lmcache_kit.contracts.compression import CompressionMethod, SupportsLayerwise
+from lmcache_kit.contracts.compression import CompressionMethod, SupportsBatches, SupportsLayerwise
 from lmcache_kit.contracts.records import CompressionPlugin, Options
 from lmcache_kit.errors import BlobError, ConfigError, InvalidRequestError, UnavailableError
 from lmcache_kit.kv.layout import KVLayout, KVTensor
@@ -62,6 +62,7 @@ class _Subject:
         yield "unknown version", self.version
         yield "several threads", self.threads
         yield "layer by layer", self.layers
+        yield "several in one call", self.batches
 
     def decode(self, payload: object, layout: KVLayout, num_tokens: int) -> KVTensor:
         # One byte in front: a payload inside a blob is not aligned either.
@@ -194,6 +195,36 @@ class _Subject:
         joined = b"".join(bytes(part.tobytes_view()) for part in parts)
         require(joined == bytes(whole.tobytes_view()), "the layers differ from the whole")
         return ""
+
+    def batches(self) -> str:
+        if not isinstance(self._method, SupportsBatches):
+            raise Skipped("not offered")
+        if "deterministic" not in self._record.capabilities:
+            raise Skipped("the bytes of a method that is not deterministic cannot be compared")
+        lengths = [7, 1, 33, 7, 0]
+        kvs = [_normal(_SMALL, num_tokens) for num_tokens in lengths]
+        payloads = [bytes(payload) for payload in self._method.encode_many(kvs)]
+        require(
+            payloads == [bytes(self._method.encode(kv)) for kv in kvs],
+            "tensors encoded in one call have other bytes than those encoded one by one",
+        )
+        views = [memoryview(payload) for payload in payloads]
+        together = self._method.decode_many(views, _SMALL, lengths, self._method.version)
+        require(len(together) == len(kvs), f"{len(together)} tensors decoded, not {len(kvs)}")
+        for kv, payload, num_tokens in zip(together, payloads, lengths, strict=True):
+            alone = self.decode(payload, _SMALL, num_tokens)
+            require(
+                kv.layout == _SMALL and bytes(kv.tobytes_view()) == bytes(alone.tobytes_view()),
+                "tensors decoded in one call have other values than those decoded one by one",
+            )
+        require(self._method.encode_many([]) == [], "no tensors at all encode to something")
+        if len(views[0]):
+            try:
+                self._method.decode_many([views[2], views[0][:-1]], _SMALL, [33, 7], self._method.version)
+            except BlobError:
+                return f"{len(kvs)} tensors"
+            raise AssertionError("a truncated payload among others decodes without a BlobError")
+        return f"{len(kvs)} tensors"
 
 
 def _normal(layout: KVLayout, num_tokens: int) -> KVTensor:
