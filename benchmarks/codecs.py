@@ -1,7 +1,8 @@
 """Size, error and speed of the compression methods on one KV tensor of each shape.
 
 The tensor is random, in bfloat16: normal values whose spread and mean differ from channel to channel and whose size
-differs from token to token. Real KV compresses differently; `lmcache-kit codec quality` measures on a model's own.
+differs from token to token (`lmcache_kit.codec_tools.random_kv`). Real KV compresses differently; `lmcache-kit codec
+bench --input` measures on a model's own, and one method at a time. This script keeps every sample, for the record.
 Speeds are uncompressed bytes per second, from the KV to a bytes object and from there to KV that is read once; they
 are medians, after a first call that is reported on its own. `naive` encodes by one copy and decodes to a view of its
 payload, so its figures are those of memory.
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 from harness import Report, argument_parser, measure, table
 
+from lmcache_kit.codec_tools import difference, random_kv
 from lmcache_kit.contracts.compression import CompressionMethod
 from lmcache_kit.contracts.records import CompressionPlugin
 from lmcache_kit.errors import UnknownNameError
@@ -30,13 +32,7 @@ DISTRIBUTIONS = ("zstandard", "ml-dtypes", "jax", "lmcache-kit-cachegen", "lmcac
 
 def make_kv(shape: str, seed: int) -> KVTensor:
     layers, planes, tokens, heads, dim = (int(part) for part in shape.split(","))
-    layout = KVLayout(layers, heads, dim, "bfloat16", planes)
-    rng = np.random.default_rng(seed)
-    data = rng.standard_normal(layout.shape(tokens), dtype=np.float32)
-    data *= np.exp(rng.standard_normal((layers, planes, 1, heads, dim), dtype=np.float32) / 2)
-    data += rng.standard_normal((layers, planes, 1, heads, dim), dtype=np.float32) / 2
-    data *= np.exp(rng.standard_normal((layers, planes, tokens, 1, 1), dtype=np.float32) / 4)
-    return KVTensor(layout, data.astype(layout.np_dtype))
+    return random_kv(KVLayout(layers, heads, dim, "bfloat16", planes), tokens, seed)
 
 
 def read(kv: KVTensor) -> int:
@@ -63,8 +59,7 @@ def run(report: Report, name: str, method: CompressionMethod, shape: str, kv: KV
     first_encode, payload = timed(encode)
     first_decode, decoded = timed(decode)
     metrics = {"encode_seconds": measure(encode, seconds), "decode_seconds": measure(decode, seconds)}
-    exact = kv.data.astype(np.float32)
-    error = decoded.data.astype(np.float32) - exact
+    error = difference(kv, decoded)
     report.add(
         name,
         metrics,
@@ -74,8 +69,8 @@ def run(report: Report, name: str, method: CompressionMethod, shape: str, kv: KV
         encoded_bytes=len(payload),
         ratio=kv.nbytes / len(payload),
         bits_per_element=8 * len(payload) / kv.data.size,
-        nmse=float(np.square(error, dtype=np.float64).sum() / np.square(exact, dtype=np.float64).sum()),
-        max_abs_error=float(np.abs(error).max()),
+        nmse=error.nmse,
+        max_abs_error=error.max_abs_error,
         first_encode_seconds=first_encode,
         first_decode_seconds=first_decode,
     )

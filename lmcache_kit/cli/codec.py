@@ -125,14 +125,14 @@ def fit(
     settings: SetOption = None,
 ) -> None:
     """Fit a compression method to a model's KV and write what it learned to a file."""
-    from lmcache_kit.codec_tools import read_kv
-    from lmcache_kit.codec_tools.abilities import SupportsFitting
+    from lmcache_kit.codec_tools import read_samples
+    from lmcache_kit.contracts.compression import SupportsFitting
 
     [choice] = _chosen([method], _settings(settings))
     made = choice.make()
     if not isinstance(made, SupportsFitting):
         raise ConfigError(f"compression method {method!r} has nothing that could be fitted")
-    profile = made.fit(read_kv(path) for path in input)
+    profile = made.fit(read_samples(input))
     try:
         output.write_bytes(profile)
     except OSError as error:

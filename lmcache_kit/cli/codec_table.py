@@ -20,8 +20,10 @@ def heading(result: CodecResult, kv: Mapping[str, Any]) -> str:
     return f"{shape} {result.dtype}, {format_size(result.raw_bytes)}: {source}"
 
 
-def bench_rows(results: Sequence[CodecResult], given: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Headings and cells; ``given`` are the options that the user set for each result."""
+def bench_table(results: Sequence[CodecResult], given: Sequence[Mapping[str, Any]]) -> str:
+    """The figures; ``given`` are the options that the user set for each result."""
+    from lmcache_kit.text_table import terminal_width, text_table
+
     apart = any(_apart(result) for result in results)
     columns = ["method", "bit/element", "ratio", "nmse", "max error", "encode", "decode"]
     columns += ["to bytes", "from bytes"] if apart else []

@@ -2,7 +2,7 @@
 
 from lmcache_kit.codec_tools.difference import Difference, difference
 from lmcache_kit.codec_tools.document import SCHEMA_VERSION, bench_document
-from lmcache_kit.codec_tools.kv_file import convert_kv, read_kv, write_kv
+from lmcache_kit.codec_tools.kv_file import convert_kv, read_kv, read_samples, write_kv
 from lmcache_kit.codec_tools.measuring import CodecResult, measure_method
 from lmcache_kit.codec_tools.methods import Choice, choose_methods
 from lmcache_kit.codec_tools.random_kv import random_kv
@@ -20,6 +20,7 @@ __all__ = [
     "measure_method",
     "random_kv",
     "read_kv",
+    "read_samples",
     "sample_kv",
     "write_kv",
 ]

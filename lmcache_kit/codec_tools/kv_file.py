@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -10,7 +11,7 @@ import numpy as np
 from lmcache_kit.errors import ConfigError
 from lmcache_kit.kv.layout import DType, KVLayout, KVTensor
 
-__all__ = ["TENSOR_NAME", "convert_kv", "read_kv", "write_kv"]
+__all__ = ["TENSOR_NAME", "convert_kv", "read_kv", "read_samples", "write_kv"]
 
 TENSOR_NAME = "kv"
 
@@ -37,6 +38,19 @@ def read_kv(path: Path) -> KVTensor:
     except SafetensorError as error:
         raise ConfigError(f"{path} is not a safetensors file: {error}") from None
     return KVTensor(layout, data)
+
+
+def read_samples(paths: Iterable[Path]) -> Iterator[KVTensor]:
+    """The KV of one file after the other. Raises ConfigError when it is of another layout than that of the first."""
+    first: tuple[Path, KVLayout] | None = None
+    for path in paths:
+        kv = read_kv(path)
+        first = first or (path, kv.layout)
+        if kv.layout != first[1]:
+            raise ConfigError(
+                f"{path} holds KV of another model or dtype than {first[0]}", hint=f"{kv.layout} is not {first[1]}"
+            )
+        yield kv
 
 
 def _layout(path: Path, shape: list[int], dtype: str) -> KVLayout:
