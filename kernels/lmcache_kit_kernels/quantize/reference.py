@@ -9,7 +9,7 @@ import numpy as np
 
 from lmcache_kit_kernels.quantize.arguments import in_domain, steps
 
-__all__ = ["dequantize", "quantize"]
+__all__ = ["dequantize", "quantize", "widen"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -33,7 +33,7 @@ def quantize(blocks: Array, levels: Array) -> tuple[Array, Array]:
 def _rows(values: Array, middle: int, symbols: Array) -> Array:
     """Fill ``symbols`` from ``values`` (both ``[rows, C]``); return the rows' maxima."""
     maxima = _maxima(values)
-    wide = _widen(values)
+    wide = widen(values)
     usable = in_domain(maxima)
     if not usable.all():
         wide = np.where(usable[:, None], wide, np.float32(0))
@@ -57,7 +57,8 @@ def _maxima(values: Array) -> Array:
     return maxima
 
 
-def _widen(values: Array) -> Array:
+def widen(values: Array) -> Array:
+    """float32 of bfloat16, float16 or float32, exactly."""
     if values.dtype == ml_dtypes.bfloat16:
         return (values.view(np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32)
     return values.astype(np.float32)

@@ -17,7 +17,7 @@ import numpy as np
 
 from lmcache_kit_kernels.backends import implementation
 from lmcache_kit_kernels.errors import CorruptStreamError
-from lmcache_kit_kernels.tables.prototypes import PROBABILITY_BITS, frequencies
+from lmcache_kit_kernels.tables import NUM_TABLES, PROBABILITY_BITS, TableSet
 
 __all__ = ["GROUP_LANES", "LOWER_BOUND", "Streams", "decode", "encode", "groups_of"]
 
@@ -48,35 +48,47 @@ class Streams:
     words: Array
 
 
-def encode(symbols: Array, tables: Array, levels: int, *, group: int = GROUP_LANES, backend: str = "numpy") -> Streams:
-    """Code centred symbols.
+def encode(
+    symbols: Array, chosen: Array, tables: TableSet, *, group: int = GROUP_LANES, backend: str = "numpy"
+) -> Streams:
+    """Code symbols.
 
     Args:
-        symbols: uint8 ``[B, S, N]``, S >= 1 steps of N >= 1 lanes, each below ``levels``; the caller vouches for that.
-        tables: uint8 ``[B, K, N]``: step s of a lane uses table ``tables[b, s % K, lane]``, each below 32.
-        levels: number of symbols.
+        symbols: uint8 ``[B, S, N]``, S >= 1 steps of N >= 1 lanes, each below ``tables.levels``.
+        chosen: uint8 ``[B, K, N]``: step s of a lane uses table ``chosen[b, s % K, lane]``, each below 32.
+        tables: the tables.
         group: lanes per run, at least 1.
         backend: ``numpy`` or ``xla``; the same bytes from both.
+
+    Raises ValueError for a symbol that its table does not have. (A backend's own ``encode`` trusts its caller there:
+    with a frequency of zero its result is unspecified.)
     """
-    _check(symbols.shape, tables, group)
+    _check(symbols.shape, chosen, group)
     if symbols.dtype != np.uint8:
         raise ValueError(f"symbols must be uint8, not {symbols.dtype}")
+    _check_codable(symbols, chosen, tables)
     group = min(group, symbols.shape[2])
-    states, counts, words = implementation("rans", backend).encode(symbols, tables, frequencies(levels), group)
+    states, counts, words = implementation("rans", backend).encode(symbols, chosen, tables, group)
     return Streams(states, counts, words)
 
 
 def decode(
-    streams: Streams, tables: Array, levels: int, steps: int, *, group: int = GROUP_LANES, backend: str = "numpy"
+    streams: Streams,
+    chosen: Array,
+    tables: TableSet,
+    steps: int,
+    *,
+    group: int = GROUP_LANES,
+    backend: str = "numpy",
 ) -> Array:
-    """Centred symbols uint8 ``[B, steps, N]`` of what :func:`encode` returned for these tables, levels and group.
+    """Symbols uint8 ``[B, steps, N]`` of what :func:`encode` returned for these tables and group.
 
     Raises:
         CorruptStreamError: a state is out of range, a run does not end where its count says, or a lane does not end
             in the state that encoding began with. Nothing outside the streams is read, whatever they hold.
     """
     blocks, lanes = streams.states.shape
-    _check((blocks, steps, lanes), tables, group)
+    _check((blocks, steps, lanes), chosen, group)
     group = min(group, lanes)
     groups = groups_of(lanes, group)
     if streams.counts.shape != (blocks, groups) or int(streams.counts.sum(dtype=np.uint64)) != streams.words.size:
@@ -85,7 +97,7 @@ def decode(
         raise CorruptStreamError("a lane starts below the range of coder states")
     symbols: Array
     symbols, ends, consumed = implementation("rans", backend).decode(
-        streams.states, streams.counts, streams.words, tables, levels, steps, group
+        streams.states, streams.counts, streams.words, chosen, tables, steps, group
     )
     if not np.array_equal(consumed, streams.counts):
         raise CorruptStreamError("a run of words ends elsewhere than its count says")
@@ -94,11 +106,24 @@ def decode(
     return symbols
 
 
-def _check(shape: tuple[int, ...], tables: Array, group: int) -> None:
+def _check(shape: tuple[int, ...], chosen: Array, group: int) -> None:
     if len(shape) != 3 or min(shape) < 1:
         raise ValueError(f"symbols must be [B, S, N] with at least one of each, got {shape}")
-    if tables.ndim != 3 or (tables.shape[0], tables.shape[2]) != (shape[0], shape[2]) or tables.dtype != np.uint8:
-        raise ValueError(f"tables must be uint8 [B, K, N] for symbols {shape}, got {tables.dtype} {tables.shape}")
-    if tables.shape[1] < 1 or group < 1:
+    if chosen.ndim != 3 or (chosen.shape[0], chosen.shape[2]) != (shape[0], shape[2]) or chosen.dtype != np.uint8:
+        raise ValueError(f"chosen must be uint8 [B, K, N] for symbols {shape}, got {chosen.dtype} {chosen.shape}")
+    if chosen.shape[1] < 1 or group < 1:
         raise ValueError("there must be at least one table per lane and one lane per group")
+    if int(chosen.max()) >= NUM_TABLES:
+        raise ValueError(f"there is no table {int(chosen.max())}, they are numbered to {NUM_TABLES - 1}")
     assert LOWER_BOUND % (1 << PROBABILITY_BITS) == 0
+
+
+def _check_codable(symbols: Array, chosen: Array, tables: TableSet) -> None:
+    if int(symbols.max()) >= tables.levels:
+        raise ValueError(f"symbols must be below {tables.levels}, one is {int(symbols.max())}")
+    if tables.frequencies.all():
+        return
+    kinds = chosen.shape[1]
+    for kind in range(min(kinds, symbols.shape[1])):
+        if not tables.frequencies[chosen[:, kind, None], symbols[:, kind::kinds]].all():
+            raise ValueError("a symbol has frequency 0 under the table chosen for it")

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from lmcache_kit_kernels.rans.api import LOWER_BOUND, groups_of
-from lmcache_kit_kernels.tables.prototypes import PROBABILITY_BITS, decoding_table
+from lmcache_kit_kernels.tables import PROBABILITY_BITS, TableSet, decoding_table
 
 __all__ = ["decode", "encode"]
 
@@ -19,16 +19,16 @@ _WORD = np.uint32(16)
 _SLOTS = np.uint32(1 << PROBABILITY_BITS)
 
 
-def encode(symbols: Array, tables: Array, frequencies: Array, group: int) -> tuple[Array, Array, Array]:
+def encode(symbols: Array, chosen: Array, tables: TableSet, group: int) -> tuple[Array, Array, Array]:
     """See :func:`lmcache_kit_kernels.rans.encode`; returns states, counts and words."""
     blocks, _, lanes = symbols.shape
-    parts = [_encode(symbols[some], tables[some], frequencies, group) for some in _slices(blocks, lanes)]
+    parts = [_encode(symbols[some], chosen[some], tables.frequencies, group) for some in _slices(blocks, lanes)]
     states, counts, words = (np.concatenate(column) for column in zip(*parts, strict=True))
     return states, counts, words
 
 
 def decode(
-    states: Array, counts: Array, words: Array, tables: Array, levels: int, steps: int, group: int
+    states: Array, counts: Array, words: Array, chosen: Array, tables: TableSet, steps: int, group: int
 ) -> tuple[Array, Array, Array]:
     """See :func:`lmcache_kit_kernels.rans.decode`; returns symbols, final states and the words each group took."""
     blocks, lanes = states.shape
@@ -38,7 +38,7 @@ def decode(
     final, consumed = np.empty_like(states), np.empty_like(counts)
     for some in _slices(blocks, lanes):
         symbols[some], final[some], consumed[some] = _decode(
-            states[some], starts[some], ends[some], words, tables[some], decoding_table(levels), steps, group
+            states[some], starts[some], ends[some], words, chosen[some], decoding_table(tables), steps, group
         )
     return symbols, final, consumed
 
@@ -59,11 +59,11 @@ def _flat(array: Array) -> Array:
     return np.ascontiguousarray(array.transpose(1, 0, 2)).reshape(array.shape[1], -1)
 
 
-def _encode(symbols: Array, tables: Array, frequencies: Array, group: int) -> tuple[Array, Array, Array]:
+def _encode(symbols: Array, chosen: Array, frequencies: Array, group: int) -> tuple[Array, Array, Array]:
     blocks, steps, lanes = symbols.shape
     groups = groups_of(lanes, group)
     levels = frequencies.shape[1]
-    base = _flat(_pad(tables, group)).astype(np.intp) * levels
+    base = _flat(_pad(chosen, group)).astype(np.intp) * levels
     symbols = _flat(_pad(symbols, group))
     wide = frequencies.astype(np.uint32)
     start = np.cumsum(wide, axis=1, dtype=np.uint32) - wide
@@ -104,12 +104,12 @@ def _encode(symbols: Array, tables: Array, frequencies: Array, group: int) -> tu
 
 
 def _decode(
-    states: Array, starts: Array, ends: Array, words: Array, tables: Array, table: Array, steps: int, group: int
+    states: Array, starts: Array, ends: Array, words: Array, chosen: Array, table: Array, steps: int, group: int
 ) -> tuple[Array, Array, Array]:
     blocks, lanes = states.shape
     padded = -lanes % group
     state = _pad(states, group).flatten()
-    base = _flat(_pad(tables, group)).astype(np.intp) << PROBABILITY_BITS
+    base = _flat(_pad(chosen, group)).astype(np.intp) << PROBABILITY_BITS
     flat_table = table.reshape(-1)
     count = state.size
     symbols = np.empty((steps, count), dtype=np.uint8)

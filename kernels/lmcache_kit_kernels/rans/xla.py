@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmcache_kit_kernels.rans.api import LOWER_BOUND, groups_of
-from lmcache_kit_kernels.tables.prototypes import PROBABILITY_BITS, decoding_table
+from lmcache_kit_kernels.tables import PROBABILITY_BITS, TableSet, decoding_table
 
 __all__ = ["decode", "encode"]
 
@@ -23,9 +23,9 @@ def _flat(array: jax.Array) -> jax.Array:
 
 
 @jax.jit
-def _encode(symbols: jax.Array, tables: jax.Array, frequencies: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _encode(symbols: jax.Array, chosen: jax.Array, frequencies: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     levels = frequencies.shape[1]
-    base = _flat(tables).astype(jnp.int32) * levels
+    base = _flat(chosen).astype(jnp.int32) * levels
     start = jnp.cumsum(frequencies, axis=1) - frequencies
     packed = (frequencies | start << 16).reshape(-1)
 
@@ -46,10 +46,10 @@ def _encode(symbols: jax.Array, tables: jax.Array, frequencies: jax.Array) -> tu
     return state, words, full
 
 
-def encode(symbols: Array, tables: Array, frequencies: Array, group: int) -> tuple[Array, Array, Array]:
+def encode(symbols: Array, chosen: Array, tables: TableSet, group: int) -> tuple[Array, Array, Array]:
     """See :func:`lmcache_kit_kernels.rans.encode`; returns states, counts and words."""
     blocks, steps, lanes = symbols.shape
-    state, *columns = _encode(symbols, tables, frequencies.astype(np.uint32))
+    state, *columns = _encode(symbols, chosen, tables.frequencies.astype(np.uint32))
     # [S, B, N] to the order of the runs: block, group, step, lane.
     groups, missing = groups_of(lanes, group), -lanes % group
     words, full = (
@@ -67,15 +67,15 @@ def _decode(
     states: jax.Array,
     position: jax.Array,
     words: jax.Array,
-    tables: jax.Array,
+    chosen: jax.Array,
     table: jax.Array,
     steps: int,
     lanes: int,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """States ``[B, G, g]``, positions ``[B, G]``, tables ``[K, B, G, g]``; ``lanes`` of each block are real."""
+    """States ``[B, G, g]``, positions ``[B, G]``, chosen ``[K, B, G, g]``; ``lanes`` of each block are real."""
     _, groups, group = states.shape
     real = (jnp.arange(groups * group) < lanes).reshape(groups, group)
-    base = tables.astype(jnp.int32) << PROBABILITY_BITS
+    base = chosen.astype(jnp.int32) << PROBABILITY_BITS
     flat_table = table.reshape(-1)
 
     def step(carry: tuple[jax.Array, jax.Array], number: jax.Array) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
@@ -95,7 +95,7 @@ def _decode(
 
 
 def decode(
-    states: Array, counts: Array, words: Array, tables: Array, levels: int, steps: int, group: int
+    states: Array, counts: Array, words: Array, chosen: Array, tables: TableSet, steps: int, group: int
 ) -> tuple[Array, Array, Array]:
     """See :func:`lmcache_kit_kernels.rans.decode`; returns symbols, final states and the words each group took."""
     blocks, lanes = states.shape
@@ -109,8 +109,8 @@ def decode(
         np.pad(states, padding).reshape(grouped),
         first,
         room,
-        np.pad(tables, (padding[0], (0, 0), padding[1])).swapaxes(0, 1).reshape(-1, *grouped),
-        decoding_table(levels),
+        np.pad(chosen, (padding[0], (0, 0), padding[1])).swapaxes(0, 1).reshape(-1, *grouped),
+        decoding_table(tables),
         steps,
         lanes,
     )

@@ -1,22 +1,28 @@
 """Shared frequency tables, and which of them fits a channel."""
 
-from lmcache_kit_kernels.tables.api import MAX_TOKENS, centre, fit, uncentre
-from lmcache_kit_kernels.tables.prototypes import (
+from lmcache_kit_kernels.tables.prototypes import builtin_tables, builtin_tables_by_levels
+from lmcache_kit_kernels.tables.table_set import (
+    ALPHABETS,
+    FINGERPRINT_BYTES,
     NUM_TABLES,
     PROBABILITY_BITS,
+    SPREAD_UNIT,
+    UNIT_GAIN,
+    TableSet,
+    choose,
     decoding_table,
-    frequencies,
-    symbol_costs,
 )
 
 __all__ = [
-    "MAX_TOKENS",
+    "ALPHABETS",
+    "FINGERPRINT_BYTES",
     "NUM_TABLES",
     "PROBABILITY_BITS",
-    "centre",
+    "SPREAD_UNIT",
+    "UNIT_GAIN",
+    "TableSet",
+    "builtin_tables",
+    "builtin_tables_by_levels",
+    "choose",
     "decoding_table",
-    "fit",
-    "frequencies",
-    "symbol_costs",
-    "uncentre",
 ]
