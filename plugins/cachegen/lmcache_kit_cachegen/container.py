@@ -1,135 +1,203 @@
-"""The payload around the blocks: header, directory, checksums. docs/reference/cachegen.md has it byte by byte."""
+"""Header and directory of a payload: what they say, and everything that must hold before a block is looked at.
+
+docs/reference/cachegen.md has the format byte by byte.
+"""
 
 from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from enum import IntEnum
+from typing import Literal
 
 from lmcache_kit.errors import BlobError
 from lmcache_kit.kv.layout import DTYPES, KVLayout
+from lmcache_kit_cachegen.header import BUILT_IN, Header, Mode, padded
+from lmcache_kit_cachegen.levels import COARSE, FINE, UNIFORM_SYMBOLS
+from lmcache_kit_cachegen.sections import coded_limit, data_size, fixed_size
 
-__all__ = ["BlockEntry", "Mode", "PayloadReader", "Shape", "write_payload"]
+__all__ = ["Directory", "Entry", "head_size", "read_directory", "write_directory"]
 
 MAGIC = b"CGKV"
-_QUANTIZER_LMCACHE = 0
-_PROBABILITY_BITS = 10
+PROBABILITY_BITS = 10
+QUANTIZERS: tuple[Literal["lmcache", "uniform"], ...] = ("lmcache", "uniform")
 
-# magic | quantizer, dtype, planes, probability bits | layers, heads, head dim, lanes per group | tokens, fold
-_HEADER = struct.Struct("<4s BBBB HHHH II")
-# mode, levels, zero | CRC-32 and length of the block
-_ENTRY = struct.Struct("<BBH I Q")
+# magic | quantizer, dtype, planes, probability bits | layers, heads, head dim, lanes per group | tokens, fold, refined
+# tokens | refine bits, anchor group, offset bytes, exponent bytes | fingerprint
+_HEADER = struct.Struct("<4s BBBB HHHH III BBBB 16s")
+# mode, levels, inverse | check, bytes of the fixed part, bytes of the data part
+_ENTRY = struct.Struct("<BBH III")
 _CRC = struct.Struct("<I")
-
-
-class Mode(IntEnum):
-    """How a block's body is written."""
-
-    VERBATIM = 0
-    PACKED = 1
-    CODED = 2
+# bfloat16 patterns of 2**-100 and 2**100.
+_LEAST_INVERSE, _LARGEST_INVERSE = (127 - 100) << 7, (127 + 100) << 7
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
-    """What all blocks of a payload share: ``group`` lanes per run, ``fold`` coder steps per token."""
-
-    layout: KVLayout
-    num_tokens: int
-    fold: int
-    group: int
-
-    @property
-    def channels(self) -> int:
-        return self.layout.num_kv_heads * self.layout.head_dim
-
-    @property
-    def lanes(self) -> int:
-        return self.channels // self.fold
-
-    @property
-    def blocks(self) -> int:
-        return self.layout.num_layers * self.layout.planes
-
-
-@dataclass(frozen=True, slots=True)
-class BlockEntry:
-    """One (layer, plane) in the directory."""
+class Entry:
+    """One (layer, plane) in the directory; ``fixed_start`` and ``data_start`` count from the payload's first byte."""
 
     mode: Mode
     levels: int
-    crc: int
-    start: int
-    length: int
+    inverse: int
+    check: int
+    fixed_bytes: int
+    data_bytes: int
+    fixed_start: int = 0
+    data_start: int = 0
 
 
-def _header(shape: Shape) -> bytes:
-    layout = shape.layout
+@dataclass(frozen=True, slots=True)
+class Directory:
+    """Header and directory after checking them against each other, and the size that the payload must have."""
+
+    header: Header
+    entries: Sequence[Entry]
+    size: int
+
+    @property
+    def data_start(self) -> int:
+        """Where the fixed parts end and the data parts begin."""
+        return self.entries[0].data_start
+
+
+def head_size(layout: KVLayout) -> int:
+    """Bytes of header, directory and their checksum."""
+    return _HEADER.size + layout.num_layers * layout.planes * _ENTRY.size + _CRC.size
+
+
+def _pack(header: Header) -> bytes:
+    layout = header.layout
     return _HEADER.pack(
         MAGIC,
-        _QUANTIZER_LMCACHE,
+        QUANTIZERS.index(header.quantizer),
         DTYPES.index(layout.dtype),
         layout.planes,
-        _PROBABILITY_BITS,
+        PROBABILITY_BITS,
         layout.num_layers,
         layout.num_kv_heads,
         layout.head_dim,
-        shape.group,
-        shape.num_tokens,
-        shape.fold,
+        header.group,
+        header.num_tokens,
+        header.fold,
+        header.refined_tokens,
+        header.refine_bits,
+        header.anchor_group,
+        header.offset_bytes,
+        header.exponent_bytes,
+        header.fingerprint,
     )
 
 
-def write_payload(shape: Shape, blocks: Sequence[tuple[Mode, int, Sequence[bytes | memoryview]]]) -> bytes:
-    """Header, directory, its checksum, then the blocks; each block is (mode, levels, the parts of its body)."""
-    head, bodies = [_header(shape)], []
-    for mode, levels, parts in blocks:
-        body = b"".join(parts)
-        head.append(_ENTRY.pack(mode, levels, 0, zlib.crc32(body), len(body)))
-        bodies.append(body)
-    start = b"".join(head)
-    return b"".join([start, _CRC.pack(zlib.crc32(start)), *bodies])
+def write_directory(header: Header, entries: Sequence[Entry]) -> bytes:
+    """Header, directory and their checksum."""
+    head = b"".join(
+        [
+            _pack(header),
+            *(
+                _ENTRY.pack(entry.mode, entry.levels, entry.inverse, entry.check, entry.fixed_bytes, entry.data_bytes)
+                for entry in entries
+            ),
+        ]
+    )
+    return head + _CRC.pack(zlib.crc32(head))
 
 
-class PayloadReader:
-    """A payload whose header and directory have been checked; blocks are checked when they are read.
+def read_directory(head: memoryview, layout: KVLayout, num_tokens: int) -> Directory:
+    """Header and directory from the first bytes of a payload, at least :func:`head_size` of them.
 
-    Raises BlobError for anything but the header and directory of a payload of this layout and token count.
+    Every size is computed from the header and compared, so that what follows may trust it. Raises BlobError for
+    anything but the header and directory of a payload of this layout and token count.
     """
+    size = head_size(layout)
+    if len(head) < size:
+        raise BlobError(f"cachegen payload of {len(head)} bytes ends within its header")
+    checked = head[: size - _CRC.size]
+    if zlib.crc32(checked) != _CRC.unpack_from(head, size - _CRC.size)[0]:
+        raise BlobError("cachegen header is damaged: its checksum differs")
+    header = _read_header(checked, layout, num_tokens)
+    entries = [_checked(index, entry, header) for index, entry in enumerate(_entries(checked))]
+    fixed = size
+    data = size + sum(entry.fixed_bytes for entry in entries)
+    placed = []
+    for entry in entries:
+        placed.append(_placed(entry, fixed, data))
+        fixed += entry.fixed_bytes
+        data += entry.data_bytes
+    return Directory(header, placed, data)
 
-    def __init__(self, payload: memoryview, layout: KVLayout, num_tokens: int) -> None:
-        self._payload = payload.cast("B")
-        size = len(self._payload)
-        count = layout.num_layers * layout.planes
-        directory_end = _HEADER.size + count * _ENTRY.size
-        body = directory_end + _CRC.size
-        if size < body:
-            raise BlobError(f"cachegen payload of {size} bytes ends within its header")
-        head = self._payload[:directory_end]
-        if zlib.crc32(head) != _CRC.unpack_from(self._payload, directory_end)[0]:
-            raise BlobError("cachegen header is damaged: its checksum differs")
-        *_, group, _tokens, fold = _HEADER.unpack_from(head)
-        self.shape = Shape(layout, num_tokens, fold, group)
-        if bytes(head[: _HEADER.size]) != _header(self.shape):
-            raise BlobError("cachegen header names another format, shape or dtype than the blob does")
-        if fold < 1 or group < 1 or self.shape.channels % fold:
-            raise BlobError(f"cachegen header holds impossible lanes: fold {fold}, group {group}")
-        self.entries: list[BlockEntry] = []
-        for index in range(count):
-            mode, levels, zero, crc, length = _ENTRY.unpack_from(head, _HEADER.size + index * _ENTRY.size)
-            if mode not in tuple(Mode) or zero:
-                raise BlobError(f"cachegen block {index} has unknown mode {mode}")
-            self.entries.append(BlockEntry(Mode(mode), levels, crc, body, length))
-            body += length
-        if body != size:
-            raise BlobError(f"cachegen payload has {size} bytes, its directory announces {body}")
 
-    def body(self, index: int) -> memoryview:
-        """The bytes of block ``index`` (``layer * planes + plane``) after checking them. Raises BlobError."""
-        entry = self.entries[index]
-        body = self._payload[entry.start : entry.start + entry.length]
-        if zlib.crc32(body) != entry.crc:
-            raise BlobError(f"cachegen block {index} is damaged: its checksum differs")
-        return body
+def _placed(entry: Entry, fixed: int, data: int) -> Entry:
+    return Entry(entry.mode, entry.levels, entry.inverse, entry.check, entry.fixed_bytes, entry.data_bytes, fixed, data)
+
+
+def _read_header(head: memoryview, layout: KVLayout, num_tokens: int) -> Header:
+    magic, quantizer, *_, group, _tokens, fold, refined, bits, anchor, offset_bytes, exponent_bytes, fingerprint = (
+        _HEADER.unpack_from(head)
+    )
+    if magic != MAGIC or quantizer >= len(QUANTIZERS):
+        raise BlobError("cachegen header names another format or an unknown quantizer")
+    header = Header(
+        layout=layout,
+        num_tokens=num_tokens,
+        quantizer=QUANTIZERS[quantizer],
+        group=group,
+        fold=fold,
+        refined_tokens=refined,
+        refine_bits=bits,
+        anchor_group=anchor,
+        offset_bytes=offset_bytes,
+        exponent_bytes=exponent_bytes,
+        fingerprint=fingerprint,
+    )
+    if bytes(head[: _HEADER.size]) != _pack(header):
+        raise BlobError("cachegen header names another shape or dtype than the blob does")
+    for wrong in _contradictions(header):
+        raise BlobError(f"cachegen header contradicts itself: {wrong}")
+    return header
+
+
+def _contradictions(header: Header) -> Iterator[str]:
+    if header.fold < 1 or header.group < 1 or header.channels % header.fold:
+        yield f"impossible lanes: fold {header.fold}, group {header.group}, {header.channels} channels"
+    if header.refined_tokens > header.num_tokens or (header.refined_tokens > 0) != (header.refine_bits > 0):
+        yield f"{header.refined_tokens} of {header.num_tokens} tokens refined by {header.refine_bits} bits"
+    if header.quantizer == "lmcache":
+        if header.refine_bits or header.offset_bytes or header.exponent_bytes or header.fingerprint != BUILT_IN:
+            yield "quantizer lmcache with fields of the other"
+    elif header.refine_bits not in (0, 1, 2, 4) or header.offset_bytes not in (1, 2) or header.exponent_bytes > 1:
+        yield (
+            f"refined by {header.refine_bits} bits, offsets of {header.offset_bytes} and exponents of "
+            f"{header.exponent_bytes} bytes"
+        )
+
+
+def _entries(head: memoryview) -> Iterator[Entry]:
+    for mode, levels, inverse, check, fixed_bytes, data_bytes in _ENTRY.iter_unpack(head[_HEADER.size :]):
+        if mode not in tuple(Mode):
+            raise BlobError(f"cachegen directory holds the unknown mode {mode}")
+        yield Entry(Mode(mode), levels, inverse, check, fixed_bytes, data_bytes)
+
+
+def _checked(index: int, entry: Entry, header: Header) -> Entry:
+    if entry.mode is Mode.VERBATIM:
+        right = entry.levels == 0 and entry.inverse == 0
+    elif header.num_tokens == 0:
+        right = False
+    elif header.quantizer == "lmcache":
+        right = entry.levels in (FINE, COARSE) and entry.inverse == 0
+    else:
+        right = entry.levels == UNIFORM_SYMBOLS and _LEAST_INVERSE <= entry.inverse <= _LARGEST_INVERSE
+    if not right:
+        raise BlobError(
+            f"cachegen block {index} cannot be of mode {entry.mode.name.lower()}, {entry.levels} levels and inverse "
+            f"{entry.inverse}"
+        )
+    right = entry.fixed_bytes == fixed_size(header, entry.mode, entry.levels)
+    if entry.mode is Mode.CODED:
+        right = right and entry.data_bytes == padded(entry.data_bytes) and entry.data_bytes <= coded_limit(header)
+    else:
+        right = right and entry.data_bytes == data_size(header, entry.mode, entry.levels)
+    if not right:
+        raise BlobError(f"cachegen block {index} cannot have parts of {entry.fixed_bytes} and {entry.data_bytes} bytes")
+    return entry

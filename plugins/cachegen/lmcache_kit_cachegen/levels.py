@@ -1,25 +1,51 @@
-"""LMCache's layer rule: how many quantization levels each (layer, plane) gets."""
+"""What each level and each layer means to the kernels."""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
-import numpy as np
-
-__all__ = ["lmcache_levels"]
+__all__ = ["LEVELS", "UNIFORM_SYMBOLS", "Level", "lmcache_levels"]
 
 FINE, COARSE = 31, 15  # LMCache calls them 32 and 16 bins; its arithmetic never reaches the last bin
 _FINE_KEY_LAYERS, _FINE_VALUE_LAYERS = 10, 2
 _SMALL_MODEL = 10
 
+UNIFORM_SYMBOLS = 127
+"""Symbols of quantizer uniform."""
 
-def lmcache_levels(num_layers: int, planes: int) -> np.ndarray[Any, np.dtype[np.int32]]:
-    """int32 ``[L * P]``, layer-major: 31 for K of layers 0-9 and V of layers 0-1, else 15; 31 everywhere in models
-    with fewer than 10 layers. The single plane of latent attention counts as K."""
-    levels = np.full((num_layers, planes), COARSE, dtype=np.int32)
-    levels[:_FINE_KEY_LAYERS, 0] = FINE
-    if planes > 1:
-        levels[:_FINE_VALUE_LAYERS, 1] = FINE
-    if num_layers < _SMALL_MODEL:
-        levels[:] = FINE
-    return levels.reshape(-1)
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """A level of quantizer uniform.
+
+    Args:
+        ratio: a block's typical standard deviation over its step, as a bfloat16 bit pattern.
+        refine_bits: how much finer the refined tokens are.
+        refine_all: whether those are all tokens, or the first few of each chunk.
+    """
+
+    ratio: int
+    refine_bits: int
+    refine_all: bool
+
+
+LEVELS = {
+    1: Level(0x4030, 4, True),
+    2: Level(0x4030, 2, True),
+    3: Level(0x4068, 2, False),
+    4: Level(0x3FF0, 2, False),
+    5: Level(0x3F90, 2, False),
+    6: Level(0x3F10, 2, False),
+}
+
+
+def lmcache_levels(num_layers: int, planes: int) -> tuple[int, ...]:
+    """Symbols of each of the L * P blocks, layer-major, by LMCache's layer rule: 31 for K of layers 0-9 and V of layers
+    0-1, else 15; 31 everywhere in models with fewer than 10 layers. The single plane of latent attention counts as
+    K."""
+    levels = [
+        FINE if num_layers < _SMALL_MODEL or layer < (_FINE_VALUE_LAYERS if plane else _FINE_KEY_LAYERS) else COARSE
+        for layer in range(num_layers)
+        for plane in range(planes)
+    ]
+    return tuple(levels)

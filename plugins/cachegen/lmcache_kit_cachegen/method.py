@@ -1,46 +1,41 @@
-"""The method: which blocks are coded how, and in which batches."""
+"""The compression method."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from lmcache_kit_kernels import rans, tables
-from lmcache_kit_kernels.errors import CorruptStreamError
-from lmcache_kit_kernels.quantize import dequantize, quantize, representable
+from lmcache_kit_kernels import blocks as kernel
+from lmcache_kit_kernels.tables import builtin_tables_by_levels
 
 from lmcache_kit.contracts.compression import CompressionMethod
+from lmcache_kit.contracts.storage import Buffer
 from lmcache_kit.errors import BlobError, InvalidRequestError
 from lmcache_kit.kv.layout import KVLayout, KVTensor
-from lmcache_kit_cachegen.blocks import (
-    CodedBlock,
-    coded_size,
-    packed_block_size,
-    read_coded,
-    read_packed,
-    read_verbatim,
-    write_coded,
-    write_packed,
-)
-from lmcache_kit_cachegen.container import Mode, PayloadReader, Shape, write_payload
-from lmcache_kit_cachegen.levels import lmcache_levels
-from lmcache_kit_cachegen.plugin import CacheGenOptions
+from lmcache_kit_cachegen import compute
+from lmcache_kit_cachegen.container import Directory, Entry, head_size, read_directory, write_directory
+from lmcache_kit_cachegen.fitting import fit_profile
+from lmcache_kit_cachegen.header import BUILT_IN, Header, Mode
+from lmcache_kit_cachegen.levels import LEVELS, UNIFORM_SYMBOLS, lmcache_levels
+from lmcache_kit_cachegen.options import ANCHOR_GROUP, DEFAULT_SINK_TOKENS, CacheGenOptions
+from lmcache_kit_cachegen.profile import load_profile
+from lmcache_kit_cachegen.reading import Block, decode_blocks
+from lmcache_kit_cachegen.writing import write_payloads
 
-__all__ = ["CacheGen", "fold_of"]
+__all__ = ["MAX_CHANNELS", "MAX_TOKENS", "CacheGen", "fold_of"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
-Body = tuple[Mode, int, Sequence[bytes | memoryview]]
 
+MAX_TOKENS = 32768
+"""Most tokens of a chunk: sums over more would not be exact on every backend."""
+MAX_CHANNELS = 128 * 576
+"""Most channels of a (layer, plane), heads x head dimension, for the same reason."""
+_GROUP = 32
 # Steps that a lane should have: each lane costs 16 bits beyond its symbols.
 _LANE_STEPS = 512
-# Elements of a batch of blocks: large enough for the coder's lanes, small enough for memory.
-_BATCH_ELEMENTS = 1 << 22
-# Kernel backend of quantizing, fitting and coding. XLA on a CPU is slow at histograms.
-_KERNELS = {"numpy": ("numpy", "numpy", "numpy"), "xla": ("xla", "numpy", "xla")}
-# XLA codes faster once it has compiled, but compiles for each new chunk shape, which costs more than coding tens of
-# chunks: docs/reference/cachegen.md has the figures.
-_AUTO = "numpy"
 
 
 def fold_of(num_tokens: int, channels: int) -> int:
@@ -53,146 +48,203 @@ def fold_of(num_tokens: int, channels: int) -> int:
 
 
 class CacheGen(CompressionMethod):
-    """CacheGen's scheme with LMCache's quantizer, on the CPU.
+    """CacheGen's scheme with our quantizer or LMCache's.
 
-    Every (layer, plane) is a block of its own. A block is entropy coded, or packed in 4 or 5 bits a symbol where that
-    is smaller; both decode to ``dequantize(quantize(block))`` exactly. A block with a value that the quantizer cannot
-    represent (infinity, NaN, or a token whose largest value is below 2**-100) is kept verbatim, and so is one with a
-    single channel where anything else would be larger; the latter's values are equal to the quantizer's.
+    Every (layer, plane) is a block of its own. A block is entropy coded, or packed in a fixed number of bits a symbol
+    where that is smaller; both decode to ``dequantize(quantize(block))`` exactly. What the quantizer cannot represent
+    is kept bit for bit, and so is a block that anything else would make larger.
     """
 
     version = 1
-    device = "cpu"
 
     def __init__(self, options: CacheGenOptions) -> None:
-        self.backend = _AUTO if options.backend == "auto" else options.backend
-        self._quantizer, self._fitter, self._coder = _KERNELS[self.backend]
+        self.options = options
+        self._compute = compute.choose(options)
+        self.device = self._compute.device
+        self._profile = None if options.profile is None else load_profile(options.profile)
+        self._tables = builtin_tables_by_levels() if self._profile is None else self._profile.tables
+        self._fingerprint = BUILT_IN if self._profile is None else self._profile.fingerprint
+
+    @property
+    def backend(self) -> str:
+        """The backend of the kernels that was chosen."""
+        return self._compute.backend
+
+    # --- encode ------------------------------------------------------------------------------------------------------
 
     def encode(self, kv: KVTensor) -> bytes:
-        """Raises InvalidRequestError for a chunk of more than 32,768 tokens."""
-        layout, num_tokens = kv.layout, kv.num_tokens
-        if num_tokens > tables.MAX_TOKENS:
+        """Raises InvalidRequestError for a chunk of more than 32,768 tokens or a layer of more than 73,728 channels."""
+        (payload,) = self._encode([kv])
+        return payload
+
+    def encode_many(self, kvs: Sequence[KVTensor]) -> list[Buffer]:
+        """The payload of each tensor; those of one layout and length go through the kernels together."""
+        alike: dict[tuple[KVLayout, int], list[int]] = defaultdict(list)
+        for place, kv in enumerate(kvs):
+            alike[kv.layout, kv.num_tokens].append(place)
+        payloads: dict[int, Buffer] = {}
+        for places in alike.values():
+            at_once = max(1, self._compute.elements // max(1, kvs[places[0]].data.size))
+            for start in range(0, len(places), at_once):
+                some = places[start : start + at_once]
+                payloads.update(zip(some, self._encode([kvs[place] for place in some]), strict=True))
+        return [payloads[place] for place in range(len(kvs))]
+
+    def _encode(self, kvs: Sequence[KVTensor]) -> list[bytes]:
+        """Payloads of tensors of one layout and length."""
+        header = self._header(kvs[0].layout, kvs[0].num_tokens)
+        if header.num_tokens == 0:
+            entries = [Entry(Mode.VERBATIM, 0, 0, 0, 0, 0)] * header.blocks
+            return [write_directory(header, entries)] * len(kvs)
+        shape = (header.blocks, header.num_tokens, header.channels)
+        data = [kv.data.reshape(shape) for kv in kvs]
+        blocks = data[0] if len(data) == 1 else np.concatenate(data)
+        return write_payloads(blocks, header, self._settings(header, len(kvs)), self.backend)
+
+    def _header(self, layout: KVLayout, num_tokens: int) -> Header:
+        channels = layout.num_kv_heads * layout.head_dim
+        if num_tokens > MAX_TOKENS:
             raise InvalidRequestError(
-                f"cachegen codes at most {tables.MAX_TOKENS} tokens in a chunk, got {num_tokens}",
+                f"cachegen codes at most {MAX_TOKENS} tokens in a chunk, got {num_tokens}",
                 hint="use a smaller chunk size",
             )
-        channels = layout.num_kv_heads * layout.head_dim
-        shape = Shape(layout, num_tokens, fold_of(num_tokens, channels), rans.GROUP_LANES)
-        blocks = kv.data.reshape(shape.blocks, num_tokens, channels)
-        levels = lmcache_levels(layout.num_layers, layout.planes)
-        bodies: list[Body] = [(Mode.VERBATIM, 0, ())] * shape.blocks
-        for level, indices in _batches(levels, shape, range(shape.blocks)):
-            for index, body in zip(indices, self._encode_batch(shape, blocks[indices], level), strict=True):
-                bodies[index] = body
-        return write_payload(shape, bodies)
-
-    def _encode_batch(self, shape: Shape, blocks: Array, levels: int) -> Iterator[Body]:
-        if shape.num_tokens == 0:
-            yield from [(Mode.VERBATIM, 0, ())] * len(blocks)
-            return
-        symbols, maxima = quantize(blocks, np.full(len(blocks), levels), backend=self._quantizer)
-        usable = representable(maxima)
-        centres, chosen = tables.fit(symbols, levels, backend=self._fitter)
-        streams = rans.encode(
-            _fold(tables.centre(symbols, centres, levels), shape),
-            _fold(chosen[:, None], shape),
-            levels,
-            group=shape.group,
-            backend=self._coder,
+        if channels > MAX_CHANNELS:
+            raise InvalidRequestError(
+                f"cachegen codes at most {MAX_CHANNELS} channels (heads x head dimension) in a layer, got {channels}"
+            )
+        if self._profile is not None:
+            self._profile.check_layout(layout)
+        refined, bits = self._refinement(num_tokens)
+        uniform = self.options.quantizer == "uniform"
+        return Header(
+            layout=layout,
+            num_tokens=num_tokens,
+            quantizer=self.options.quantizer,
+            group=_GROUP,
+            fold=fold_of(num_tokens, channels),
+            refined_tokens=refined,
+            refine_bits=bits,
+            anchor_group=ANCHOR_GROUP if self.options.anchor_delta else 0,
+            offset_bytes=int(uniform),
+            exponent_bytes=0,
+            fingerprint=self._fingerprint,
         )
-        ends = np.cumsum(streams.counts.sum(axis=1, dtype=np.int64))
-        for index in range(len(blocks)):
-            words = streams.words[0 if index == 0 else ends[index - 1] : ends[index]]
-            packed, coded = packed_block_size(shape, levels), coded_size(shape, levels, words.size)
-            if not usable[index] or min(packed, coded) > blocks[index].nbytes:
-                yield Mode.VERBATIM, 0, [_little_endian(blocks[index])]
-            elif packed <= coded:
-                yield Mode.PACKED, levels, write_packed(maxima[index], symbols[index], levels)
-            else:
-                block = CodedBlock(
-                    maxima[index], centres[index], chosen[index], streams.counts[index], streams.states[index], words
-                )
-                yield Mode.CODED, levels, write_coded(block, levels)
+
+    def _refinement(self, num_tokens: int) -> tuple[int, int]:
+        """How many tokens are refined, and by how many bits."""
+        if self.options.quantizer == "lmcache":
+            return 0, 0
+        level = LEVELS[self.options.effective_level]
+        sinks = DEFAULT_SINK_TOKENS if self.options.sink_tokens is None else self.options.sink_tokens
+        refined = num_tokens if level.refine_all else min(num_tokens, sinks)
+        return (refined, level.refine_bits) if refined else (0, 0)
+
+    def _settings(self, header: Header, chunks: int) -> kernel.Settings:
+        layout = header.layout
+        if header.quantizer == "lmcache":
+            levels, ratio = lmcache_levels(layout.num_layers, layout.planes), 0
+        else:
+            levels, ratio = (UNIFORM_SYMBOLS,) * header.blocks, LEVELS[self.options.effective_level].ratio
+        steps = None if self._profile is None else self._profile.log_variances
+        return kernel.Settings(
+            quantizer=header.quantizer,
+            levels=levels * chunks,
+            ratio=ratio,
+            log_variances=None if steps is None else steps * chunks,
+            refined_tokens=header.refined_tokens,
+            refine_bits=header.refine_bits,
+            anchor_group=header.anchor_group,
+            fold=header.fold,
+            group=header.group,
+            tables=self._tables,
+        )
+
+    def fit(self, samples: Iterable[KVTensor]) -> bytes:
+        """The contents of a profile file: see :func:`lmcache_kit_cachegen.fitting.fit_profile`."""
+        return fit_profile(samples, self.options).to_json()
+
+    # --- decode ------------------------------------------------------------------------------------------------------
 
     def decode(self, payload: memoryview, layout: KVLayout, num_tokens: int, version: int) -> KVTensor:
         """Raises BlobError for a payload that :meth:`encode` did not write or that was damaged since."""
-        reader = self._open(payload, layout, num_tokens, version)
-        return KVTensor(layout, self._decode_blocks(reader, range(reader.shape.blocks), layout.num_layers))
+        (kv,) = self.decode_many([payload], layout, [num_tokens], version)
+        return kv
+
+    def decode_many(
+        self, payloads: Sequence[memoryview], layout: KVLayout, num_tokens: Sequence[int], version: int
+    ) -> list[KVTensor]:
+        """KV of each payload; blocks that were coded alike go through the kernels together. Raises BlobError."""
+        opened = [
+            self._open(payload, layout, tokens, version) for payload, tokens in zip(payloads, num_tokens, strict=True)
+        ]
+        kvs = [KVTensor.empty(layout, tokens) for tokens in num_tokens]
+        blocks: list[Block] = []
+        for (data, directory), kv in zip(opened, kvs, strict=True):
+            blocks += blocks_of(directory, data, range(directory.header.blocks), kv.data)
+        self.decode_blocks(blocks)
+        return kvs
 
     def decode_layers(self, payload: memoryview, layout: KVLayout, num_tokens: int, version: int) -> Iterator[KVTensor]:
         """One tensor ``[1, P, T, H, D]`` per layer; a layer's bytes are looked at only when it is asked for."""
-        reader = self._open(payload, layout, num_tokens, version)
-        one = KVLayout(1, layout.num_kv_heads, layout.head_dim, layout.dtype, layout.planes)
+        data, directory = self._open(payload, layout, num_tokens, version)
+        one = replace(layout, num_layers=1)
         for layer in range(layout.num_layers):
-            blocks = range(layer * layout.planes, (layer + 1) * layout.planes)
-            yield KVTensor(one, self._decode_blocks(reader, blocks, 1))
+            kv = KVTensor.empty(one, num_tokens)
+            wanted = range(layer * layout.planes, (layer + 1) * layout.planes)
+            self.decode_blocks(list(blocks_of(directory, data, wanted, kv.data)))
+            yield kv
 
-    def _open(self, payload: memoryview, layout: KVLayout, num_tokens: int, version: int) -> PayloadReader:
+    def read_directory(self, head: memoryview, layout: KVLayout, num_tokens: int, version: int) -> Directory:
+        """Header and directory at the beginning of a payload, which this method can decode. Raises BlobError."""
         if version != self.version:
             raise BlobError(f"cachegen payload version {version} is not readable, this build reads {self.version}")
-        return PayloadReader(memoryview(payload), layout, num_tokens)
+        directory = read_directory(head, layout, num_tokens)
+        if num_tokens > MAX_TOKENS or directory.header.channels > MAX_CHANNELS:
+            raise BlobError(f"cachegen codes no {num_tokens} tokens of {directory.header.channels} channels")
+        self._check_fingerprint(directory.header)
+        return directory
 
-    def _decode_blocks(self, reader: PayloadReader, wanted: range, layers: int) -> Array:
-        shape = reader.shape
-        out = np.empty((len(wanted), shape.num_tokens, shape.channels), dtype=shape.layout.np_dtype)
-        coded = []
-        for index in wanted:
-            entry, place = reader.entries[index], index - wanted.start
-            if entry.mode is Mode.CODED and shape.num_tokens:
-                coded.append(index)
-            elif entry.mode is Mode.PACKED:
-                maxima, symbols = read_packed(reader.body(index), shape, entry.levels)
-                out[place] = self._values(symbols[None], maxima[None], entry.levels)[0]
-            elif entry.mode is Mode.VERBATIM:
-                out[place] = read_verbatim(reader.body(index), shape)
-            else:
-                raise BlobError(f"cachegen block {index} is coded but there are no tokens")
-        levels = np.array([entry.levels for entry in reader.entries])
-        for level, indices in _batches(levels, shape, coded):
-            bodies = [read_coded(reader.body(index), shape, level) for index in indices]
-            out[np.array(indices) - wanted.start] = self._decode_batch(shape, bodies, level)
-        layout = shape.layout
-        return out.reshape(layers, layout.planes, shape.num_tokens, layout.num_kv_heads, layout.head_dim)
-
-    def _decode_batch(self, shape: Shape, bodies: Sequence[CodedBlock], levels: int) -> Array:
-        streams = rans.Streams(
-            np.stack([body.states for body in bodies]).astype(np.uint32, copy=False),
-            np.stack([body.counts for body in bodies]).astype(np.uint32, copy=False),
-            np.concatenate([body.words for body in bodies]).astype(np.uint16, copy=False),
-        )
-        chosen = np.stack([body.tables for body in bodies])
-        try:
-            centred = rans.decode(
-                streams,
-                _fold(chosen[:, None], shape),
-                levels,
-                shape.num_tokens * shape.fold,
-                group=shape.group,
-                backend=self._coder,
+    def _check_fingerprint(self, header: Header) -> None:
+        wanted = header.fingerprint
+        if wanted == self._fingerprint or header.quantizer == "lmcache":
+            return
+        if wanted == BUILT_IN:
+            raise BlobError(
+                f"cachegen payload was written without a profile, this method has profile {self._fingerprint.hex()}",
+                hint="read it with option profile: null",
             )
-        except CorruptStreamError as error:
-            raise BlobError(f"cachegen block: {error}") from None
-        centres = np.stack([body.centres for body in bodies])
-        symbols = tables.uncentre(centred.reshape(len(bodies), shape.num_tokens, shape.channels), centres, levels)
-        return self._values(symbols, np.stack([body.maxima for body in bodies]), levels)
+        has = "no profile" if self._fingerprint == BUILT_IN else f"profile {self._fingerprint.hex()}"
+        raise BlobError(
+            f"cachegen payload was written with profile {wanted.hex()}, this method has {has}",
+            hint="give option profile the path of the file with that fingerprint",
+        )
 
-    def _values(self, symbols: Array, maxima: Array, levels: int) -> Array:
-        return dequantize(symbols, maxima, np.full(len(symbols), levels), backend=self._quantizer)
+    def _open(self, payload: memoryview, layout: KVLayout, num_tokens: int, version: int) -> tuple[Array, Directory]:
+        view = memoryview(payload).cast("B")
+        directory = self.read_directory(view[: head_size(layout)], layout, num_tokens, version)
+        if directory.size != len(view):
+            raise BlobError(f"cachegen payload has {len(view)} bytes, its directory announces {directory.size}")
+        data = np.frombuffer(view, dtype=np.uint8)
+        if data.ctypes.data % 4:
+            data = data.copy()  # every section begins at a multiple of 4: one copy aligns them all
+        return data, directory
 
-
-def _batches(levels: Array, shape: Shape, indices: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
-    """``indices`` in groups of equal levels and bounded size, as (levels, indices)."""
-    size = max(1, _BATCH_ELEMENTS // max(1, shape.num_tokens * shape.channels))
-    for level in sorted({int(levels[index]) for index in indices}):
-        some = [index for index in indices if levels[index] == level]
-        for start in range(0, len(some), size):
-            yield level, some[start : start + size]
-
-
-def _fold(rows: Array, shape: Shape) -> Array:
-    """``[B, R, C]`` as ``[B, R * fold, lanes]``: a token's channels become ``fold`` steps of the lanes."""
-    return rows.reshape(len(rows), -1, shape.lanes)
+    def decode_blocks(self, blocks: Sequence[Block]) -> None:
+        """Fill in the values of blocks of payloads of this method. Raises BlobError."""
+        decode_blocks(blocks, self._tables, self.backend, self._compute.elements)
 
 
-def _little_endian(block: Array) -> bytes:
-    return block.view(f"u{block.itemsize}").astype(f"<u{block.itemsize}").tobytes()
+def blocks_of(directory: Directory, data: Array, wanted: range, out: Array) -> Iterator[Block]:
+    """Blocks ``wanted`` of a whole payload ``data``; their values go to ``out``, which holds these blocks alone."""
+    header = directory.header
+    places = out.reshape(len(wanted), header.num_tokens, header.channels)
+    for place, index in zip(places, wanted, strict=True):
+        entry = directory.entries[index]
+        yield Block(
+            header,
+            index,
+            entry,
+            data[entry.fixed_start : entry.fixed_start + entry.fixed_bytes],
+            data[entry.data_start : entry.data_start + entry.data_bytes],
+            place,
+        )

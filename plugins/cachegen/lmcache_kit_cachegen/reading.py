@@ -1,0 +1,185 @@
+"""Parts of blocks back to values. Whatever is wrong with them is a BlobError, found before it can do harm."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+from lmcache_kit_kernels import blocks as kernel
+from lmcache_kit_kernels.checks import weighted_sum
+from lmcache_kit_kernels.errors import CorruptStreamError
+from lmcache_kit_kernels.tables import TableSet
+
+from lmcache_kit.errors import BlobError
+from lmcache_kit_cachegen.bits import packed_bytes, unpack_rows
+from lmcache_kit_cachegen.container import Entry
+from lmcache_kit_cachegen.header import Header, Mode, padded
+from lmcache_kit_cachegen.sections import from_little, read_fixed, symbol_bits
+
+__all__ = ["Block", "decode_blocks"]
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Key = TypeVar("Key", bound=Hashable)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Block:
+    """A block of a payload at hand: the bytes of its parts (uint8, aligned to 2) and where its values ``[T, C]`` go."""
+
+    header: Header
+    index: int
+    entry: Entry
+    fixed: Array
+    data: Array
+    out: Array
+
+    def check(self) -> None:
+        """Raises BlobError unless the parts are those that the directory's check was made of."""
+        check = weighted_sum(self.fixed.view("<u2")) + weighted_sum(self.data.view("<u2"), self.fixed.size // 2)
+        if check % 2**32 != self.entry.check:
+            raise BlobError(f"cachegen block {self.index} is damaged: its checksum differs")
+
+
+def decode_blocks(blocks: Sequence[Block], tables: Mapping[int, TableSet], backend: str, elements: int) -> None:
+    """Fill the ``out`` of every block. Raises BlobError.
+
+    Args:
+        tables: those that the blocks were coded with.
+        elements: about how many go into one call of a kernel.
+    """
+    for block in blocks:
+        block.check()
+    by_mode = _grouped(blocks, lambda block: block.entry.mode)
+    for block in by_mode.get(Mode.VERBATIM, ()):
+        _verbatim(block)
+    for mode in (Mode.PACKED, Mode.CODED):
+        for alike in _grouped(by_mode.get(mode, ()), _settings_key).values():
+            for some in _batches(alike, elements):
+                try:
+                    values = (_packed if mode is Mode.PACKED else _coded)(some, tables, backend)
+                except CorruptStreamError as error:
+                    raise BlobError(f"cachegen block: {error}") from None
+                for block, value in zip(some, values, strict=True):
+                    block.out[...] = value
+
+
+def _grouped(items: Sequence[Block], key: Callable[[Block], Key]) -> dict[Key, list[Block]]:
+    groups: dict[Key, list[Block]] = defaultdict(list)
+    for item in items:
+        groups[key(item)].append(item)
+    return groups
+
+
+def _settings_key(block: Block) -> Hashable:
+    """Blocks with equal keys can share a kernel call, whatever payloads they are from."""
+    header = block.header
+    return (
+        header.layout.dtype,
+        header.num_tokens,
+        header.channels,
+        header.quantizer,
+        header.group,
+        header.fold,
+        header.refined_tokens,
+        header.refine_bits,
+        header.anchor_group,
+    )
+
+
+def _batches(blocks: Sequence[Block], elements: int) -> Iterator[Sequence[Block]]:
+    size = max(1, elements // blocks[0].out.size)
+    for start in range(0, len(blocks), size):
+        yield blocks[start : start + size]
+
+
+def _settings(blocks: Sequence[Block], tables: Mapping[int, TableSet]) -> kernel.Settings:
+    header = blocks[0].header
+    return kernel.Settings(
+        quantizer=header.quantizer,
+        levels=tuple(block.entry.levels for block in blocks),
+        refined_tokens=header.refined_tokens,
+        refine_bits=header.refine_bits,
+        anchor_group=header.anchor_group,
+        fold=header.fold,
+        group=header.group,
+        tables=tables,
+    )
+
+
+def _fixed(blocks: Sequence[Block]) -> dict[str, Array]:
+    """The arrays of the fixed parts of blocks, whose headers may differ in the widths of sections."""
+    mode = blocks[0].entry.mode
+    arrays: dict[str, Array] = {}
+    for (header, levels), alike in _grouped(blocks, lambda block: (block.header, block.entry.levels)).items():
+        parts = read_fixed(header, mode, levels, np.stack([block.fixed for block in alike]))
+        if len(alike) == len(blocks):
+            return parts
+        places = [place for place, block in enumerate(blocks) if (block.header, block.entry.levels) == (header, levels)]
+        for name, part in parts.items():
+            arrays.setdefault(name, np.empty((len(blocks), *part.shape[1:]), dtype=part.dtype))[places] = part
+    return arrays
+
+
+def _inverses(blocks: Sequence[Block]) -> Array:
+    return np.array([block.entry.inverse for block in blocks], dtype=np.uint16)
+
+
+def _verbatim(block: Block) -> None:
+    size = block.out.nbytes
+    if bool(block.data[size:].any()):
+        raise BlobError(f"cachegen block {block.index}: padding is not zero")
+    block.out[...] = from_little(block.data[None, :size], block.out.dtype).reshape(block.out.shape)
+
+
+def _packed(blocks: Sequence[Block], tables: Mapping[int, TableSet], backend: str) -> Array:
+    arrays = _fixed(blocks)
+    shape, dtype = blocks[0].out.shape, blocks[0].out.dtype
+    count = shape[0] * shape[1]
+    symbols = np.empty((len(blocks), *shape), dtype=np.uint8)
+    for place, block in enumerate(blocks):
+        size = packed_bytes(count, symbol_bits(block.entry.levels))
+        if bool(block.data[size:].any()):
+            raise BlobError(f"cachegen block {block.index}: padding is not zero")
+        symbols[place] = unpack_rows(block.data[None, :size], count, symbol_bits(block.entry.levels)).reshape(shape)
+        if int(symbols[place].max()) >= block.entry.levels:
+            raise BlobError(f"cachegen block {block.index}: a symbol is not below {block.entry.levels}")
+    lmcache = blocks[0].header.quantizer == "lmcache"
+    quantized = kernel.Quantized(
+        scales=arrays["scales"],
+        inverses=_inverses(blocks),
+        centres=np.zeros((len(blocks), shape[1]), dtype=np.uint8) if lmcache else arrays["centres"],
+        symbols=symbols,
+        refinements=arrays.get("refinements"),
+        usable=np.ones(len(blocks), dtype=bool),
+    )
+    return kernel.dequantize(quantized, _settings(blocks, tables), dtype, None, backend=backend)
+
+
+def _coded(blocks: Sequence[Block], tables: Mapping[int, TableSet], backend: str) -> Array:
+    arrays = _fixed(blocks)
+    runs = []
+    for block, counts in zip(blocks, arrays["counts"], strict=True):
+        # Of 64 bits: a sum of forged counts must not wrap around to the right number.
+        total = int(counts.sum(dtype=np.uint64))
+        words = block.data.view("<u2")
+        if padded(2 * total) != block.data.size:
+            raise BlobError(f"cachegen block {block.index} holds another number of words than it announces")
+        if bool(words[total:].any()):
+            raise BlobError(f"cachegen block {block.index}: padding is not zero")
+        runs.append(words[:total])
+    coded = kernel.Coded(
+        scales=arrays["scales"],
+        inverses=_inverses(blocks),
+        centres=arrays["centres"],
+        tables=arrays["tables"],
+        flags=arrays.get("flags"),
+        refinements=arrays.get("refinements"),
+        states=arrays["states"],
+        counts=arrays["counts"],
+        words=np.concatenate(runs).astype(np.uint16, copy=False),
+        usable=np.ones(len(blocks), dtype=bool),
+    )
+    return kernel.decode(coded, _settings(blocks, tables), blocks[0].out.dtype, backend=backend)
