@@ -10,7 +10,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-__all__ = ["exact_ratio", "product_plus"]
+__all__ = ["exact_ratio", "power_of_two", "product_plus", "rounded_product"]
 
 _MANTISSA = 23
 
@@ -23,7 +23,7 @@ def exact_ratio(middle: jax.Array, maximum: jax.Array) -> jax.Array:
     """``middle / maximum`` rounded to nearest, by long division of the significands.
 
     Args:
-        middle: int32, 7 to 63.
+        middle: int32, 1 to 63.
         maximum: float32, normal and at least 2**-100 where the result is used. Same shape as ``middle``.
 
     A quotient of two 24-bit significands is never halfway between two float32, so there is no tie to break.
@@ -55,5 +55,14 @@ def product_plus(x: jax.Array, factor: jax.Array, addend: jax.Array, zero: jax.A
     ``zero`` is a uint32 zero that the compiler cannot know to be one: an integer operation on the product's bits keeps
     it from being fused with the addition.
     """
-    product = jax.lax.bitcast_convert_type(_bits(x * factor) | zero, jnp.float32)
-    return product + addend
+    return rounded_product(x, factor, zero) + addend
+
+
+def rounded_product(x: jax.Array, factor: jax.Array, zero: jax.Array) -> jax.Array:
+    """``x * factor`` in float32, rounded whatever is done with it; ``zero`` as in :func:`product_plus`."""
+    return jax.lax.bitcast_convert_type(_bits(x * factor) | zero, jnp.float32)
+
+
+def power_of_two(exponent: jax.Array) -> jax.Array:
+    """``2.0 ** exponent``, exactly, of int32 from -126 to 127."""
+    return jax.lax.bitcast_convert_type((exponent + 127).astype(jnp.uint32) << _MANTISSA, jnp.float32)

@@ -11,7 +11,8 @@ the bits of v, a number that grows with ``log2(v)`` in units of 1/128.
    bfloat16 of pattern ``ratio + 8128 - (M >> 1)``: ``ratio`` over the geometric mean of the deviations. A block of
    zeros has inverse 1.
 3. ``offset[c] = rint(mean * inverse)``, all rint half to even.
-4. ``y = x * inverse - offset`` (two roundings); the token's exponent e is the least with ``rint(max |y| * 2**-e) <= 63``.
+4. ``y = x * inverse - offset`` (two roundings); the token's exponent e is the least with
+   ``rint(max |y| * 2**-e) <= 63``.
 5. ``s = rint(y * 2**-e)``; the symbol is ``s mod 127``.
 6. The first tokens keep k more bits: ``r = clip(floor((y * 2**-e - s + 0.5) * 2**k), 0, 2**k - 1)``.
 
