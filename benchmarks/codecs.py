@@ -2,7 +2,7 @@
 
 The tensor is random, in bfloat16: normal values whose spread and mean differ from channel to channel and whose size
 differs from token to token (`lmcache_kit.codec_tools.random_kv`). Real KV compresses differently; `lmcache-kit codec
-bench --input` measures on a model's own, and one method at a time. This script keeps every sample, for the record.
+bench --input` measures on a model's own. This script keeps every sample, for the record.
 Speeds are uncompressed bytes per second, from the KV to a bytes object and from there to KV that is read once; they
 are medians, after a first call that is reported on its own. `naive` encodes by one copy and decodes to a view of its
 payload, so its figures are those of memory.

@@ -109,7 +109,7 @@ def bench(
         return
     from lmcache_kit.cli.codec_table import bench_table, heading, notes
 
-    typer.echo(heading(results[0], source))
+    typer.echo(heading(results, source))
     typer.echo(bench_table(results, given), nl=False)
     typer.echo("\n".join(notes(results)))
 
@@ -229,7 +229,10 @@ def _shape(text: str) -> list[int]:
             f"--shape {text!r} is not five numbers from 1 to 65,535",
             hint=f"layers, 2 (or 1 for latent attention), tokens, KV heads, head dimension: {DEFAULT_SHAPE}",
         )
-    return [int(part) for part in parts]
+    shape = [int(part) for part in parts]
+    if shape[1] > 2:
+        raise ConfigError(f"--shape {text!r} has {shape[1]} planes", hint="2 (K and V), or 1 for latent attention")
+    return shape
 
 
 def _gpu(method: object) -> str | None:

@@ -82,7 +82,7 @@ def choose_methods(
         chosen.append(Choice(record, plugins.options(record, given), given, values.get(DEVICE)))
     if not chosen:
         raise ConfigError(
-            f"no compression method that is installed has the options {', '.join(values)}",
+            f"no compression method that is installed has the option {' and the option '.join(map(repr, values))}",
             hint="`lmcache-kit plugins show METHOD` lists a method's options",
         )
     return chosen, left_out
