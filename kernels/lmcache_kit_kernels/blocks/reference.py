@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
+from lmcache_kit_kernels.blocks.alphabets import by_levels, join, select, split
 from lmcache_kit_kernels.blocks.records import Coded, Quantized, Settings
 from lmcache_kit_kernels.quantize import api as lmcache
 from lmcache_kit_kernels.rans import api as rans
@@ -21,18 +21,13 @@ Array = np.ndarray[Any, np.dtype[Any]]
 def encode(blocks: Array, settings: Settings) -> Coded:
     """See :func:`lmcache_kit_kernels.blocks.encode`."""
     quantized = quantize(blocks, settings)
-    count, tokens, channels = blocks.shape
+    _, tokens, channels = blocks.shape
     lanes = channels // settings.fold
-    group = min(settings.group, lanes)
-    centres, tables = quantized.centres.copy(), np.zeros((count, channels), np.uint8)
-    flags = np.zeros((count, channels), bool) if settings.anchor_group else None
-    states = np.zeros((count, lanes), np.uint32)
-    counts = np.zeros((count, rans.groups_of(lanes, group)), np.uint32)
-    runs: list[Array] = [np.zeros(0, np.uint16)] * count
-    for levels, some in _by_levels(settings):
+    parts = []
+    for levels, some in by_levels(settings):
         table_set = settings.tables[levels]
         found = statistics.fit(
-            quantized.symbols[some],
+            select(quantized.symbols, some),
             table_set,
             centred=settings.quantizer == "uniform",
             anchor_group=settings.anchor_group,
@@ -41,28 +36,23 @@ def encode(blocks: Array, settings: Settings) -> Coded:
             found.coded.reshape(len(some), tokens * settings.fold, lanes),
             found.tables.reshape(len(some), settings.fold, lanes),
             table_set,
-            group=group,
+            group=settings.group,
         )
-        tables[some], states[some], counts[some] = found.tables, streams.states, streams.counts
-        if settings.quantizer == "lmcache":
-            centres[some] = found.centres
-        if flags is not None:
-            flags[some] = found.flags
-        ends = np.cumsum(streams.counts.sum(axis=1, dtype=np.int64))
-        for index, run in zip(some, np.split(streams.words, ends[:-1]), strict=True):
-            runs[index] = run
-    return Coded(
-        quantized.scales,
-        quantized.inverses,
-        centres,
-        tables,
-        flags,
-        quantized.refinements,
-        states,
-        counts,
-        np.concatenate([np.zeros(0, np.uint16), *runs]),
-        quantized.usable,
-    )
+        parts.append(
+            Coded(
+                quantized.scales[some],
+                quantized.inverses[some],
+                quantized.centres[some] if settings.quantizer == "uniform" else found.centres,
+                found.tables,
+                found.flags,
+                None if quantized.refinements is None else quantized.refinements[some],
+                streams.states,
+                streams.counts,
+                streams.words,
+                quantized.usable[some],
+            )
+        )
+    return join(settings, parts)
 
 
 def decode(coded: Coded, settings: Settings, dtype: np.dtype[Any]) -> Array:
@@ -72,24 +62,23 @@ def decode(coded: Coded, settings: Settings, dtype: np.dtype[Any]) -> Array:
     lanes = channels // settings.fold
     symbols = np.zeros((count, tokens, channels), np.uint8)
     gains = np.zeros((count, channels), np.uint16)
-    sizes = coded.counts.sum(axis=1, dtype=np.int64)
-    runs = np.split(coded.words, np.cumsum(sizes)[:-1]) if count else []
-    for levels, some in _by_levels(settings):
+    for levels, some, own in split(settings, coded):
         table_set = settings.tables[levels]
-        streams = rans.Streams(coded.states[some], coded.counts[some], np.concatenate([runs[i] for i in some]))
         decoded = rans.decode(
-            streams,
-            coded.tables[some].reshape(len(some), settings.fold, lanes),
+            rans.Streams(own.states, own.counts, own.words),
+            own.tables.reshape(len(some), settings.fold, lanes),
             table_set,
             tokens * settings.fold,
             group=settings.group,
         )
-        centres = coded.centres[some] if settings.quantizer == "lmcache" else np.zeros((len(some), channels), np.uint8)
-        flags = None if coded.flags is None else coded.flags[some]
         symbols[some] = statistics.restore(
-            decoded.reshape(len(some), tokens, channels), centres, flags, levels, anchor_group=settings.anchor_group
+            decoded.reshape(len(some), tokens, channels),
+            own.centres if settings.quantizer == "lmcache" else np.zeros((len(some), channels), np.uint8),
+            own.flags,
+            levels,
+            anchor_group=settings.anchor_group,
         )
-        gains[some] = table_set.gains[coded.tables[some]]
+        gains[some] = table_set.gains[own.tables]
     quantized = Quantized(coded.scales, coded.inverses, coded.centres, symbols, coded.refinements, coded.usable)
     return dequantize(quantized, settings, dtype, gains if settings.quantizer == "uniform" else None)
 
@@ -124,8 +113,3 @@ def dequantize(quantized: Quantized, settings: Settings, dtype: np.dtype[Any], g
         quantized.usable,
     )
     return uniform.dequantize(found, dtype, gains, refine_bits=settings.refine_bits)
-
-
-def _by_levels(settings: Settings) -> Iterator[tuple[int, list[int]]]:
-    for levels in sorted(set(settings.levels)):
-        yield levels, [index for index, own in enumerate(settings.levels) if own == levels]

@@ -11,7 +11,15 @@ import numpy as np
 from lmcache_kit_kernels.quantize.arguments import TINY, steps
 from lmcache_kit_kernels.quantize.float_steps import exact_ratio, product_plus
 
-__all__ = ["dequantize", "quantize", "row_maxima", "unsigned_of", "usable_factor"]
+__all__ = [
+    "dequantize",
+    "dequantize_traced",
+    "quantize",
+    "quantize_traced",
+    "row_maxima",
+    "unsigned_of",
+    "usable_factor",
+]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -38,7 +46,8 @@ def usable_factor(middle: jax.Array, maxima: jax.Array) -> tuple[jax.Array, jax.
 
 
 @jax.jit
-def _quantize(blocks: jax.Array, levels: jax.Array) -> tuple[jax.Array, jax.Array]:
+def quantize_traced(blocks: jax.Array, levels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Symbols and maxima, also for use inside other jitted functions; ``levels`` must be an argument of those."""
     middle = (levels // 2)[:, None]
     maxima = row_maxima(blocks)
     usable, factor = usable_factor(middle, maxima)
@@ -50,12 +59,13 @@ def _quantize(blocks: jax.Array, levels: jax.Array) -> tuple[jax.Array, jax.Arra
 
 def quantize(blocks: Array, levels: Array) -> tuple[Array, Array]:
     """See :func:`lmcache_kit_kernels.quantize.quantize`."""
-    symbols, maxima = _quantize(blocks, levels)
+    symbols, maxima = quantize_traced(blocks, levels)
     return np.asarray(symbols), np.asarray(maxima)
 
 
 @jax.jit
-def _dequantize(symbols: jax.Array, maxima: jax.Array, table: jax.Array) -> jax.Array:
+def dequantize_traced(symbols: jax.Array, maxima: jax.Array, table: jax.Array) -> jax.Array:
+    """Blocks whose symbols stand for ``table`` times the maximum, also for use inside other jitted functions."""
     step = jnp.take(table, symbols.astype(jnp.int32), mode="clip")
     return (step * maxima.astype(jnp.float32)[..., None]).astype(maxima.dtype)
 
@@ -65,5 +75,5 @@ def dequantize(symbols: Array, maxima: Array, levels: Array) -> Array:
     blocks = np.empty(symbols.shape, dtype=maxima.dtype)
     for level in np.unique(levels):
         some = np.flatnonzero(levels == level)
-        blocks[some] = _dequantize(symbols[some], maxima[some], steps(int(level)))
+        blocks[some] = dequantize_traced(symbols[some], maxima[some], steps(int(level)))
     return blocks

@@ -19,7 +19,7 @@ from lmcache_kit_kernels.backends import implementation
 from lmcache_kit_kernels.errors import CorruptStreamError
 from lmcache_kit_kernels.tables import NUM_TABLES, PROBABILITY_BITS, TableSet
 
-__all__ = ["GROUP_LANES", "LOWER_BOUND", "Streams", "decode", "encode", "groups_of"]
+__all__ = ["GROUP_LANES", "LOWER_BOUND", "Streams", "check_ends", "decode", "encode", "groups_of"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -99,11 +99,16 @@ def decode(
     symbols, ends, consumed = implementation("rans", backend).decode(
         streams.states, streams.counts, streams.words, chosen, tables, steps, group
     )
-    if not np.array_equal(consumed, streams.counts):
+    check_ends(streams.counts, consumed, ends)
+    return symbols
+
+
+def check_ends(counts: Array, consumed: Array, ends: Array) -> None:
+    """Raises CorruptStreamError unless every run was ``consumed`` to its end and every lane is back in its first state."""
+    if not np.array_equal(consumed, counts):
         raise CorruptStreamError("a run of words ends elsewhere than its count says")
     if np.any(ends != LOWER_BOUND):
         raise CorruptStreamError("a lane does not end in the state that encoding began with")
-    return symbols
 
 
 def _check(shape: tuple[int, ...], chosen: Array, group: int) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from lmcache_kit_kernels.rans.api import LOWER_BOUND, groups_of
 from lmcache_kit_kernels.tables import PROBABILITY_BITS, TableSet, decoding_table
 
-__all__ = ["decode", "encode"]
+__all__ = ["decode", "decode_traced", "encode", "encode_traced", "room_for", "runs_of", "starts_of"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -23,7 +23,13 @@ def _flat(array: jax.Array) -> jax.Array:
 
 
 @jax.jit
-def _encode(symbols: jax.Array, chosen: jax.Array, frequencies: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+def encode_traced(
+    symbols: jax.Array, chosen: jax.Array, frequencies: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """States ``[B * N]``, and per step and lane a word ``[S, B * N]`` and whether it belongs to the run.
+
+    Takes symbols ``[B, S, N]``, chosen ``[B, K, N]`` and uint32 frequencies ``[32, levels]``.
+    """
     levels = frequencies.shape[1]
     base = _flat(chosen).astype(jnp.int32) * levels
     start = jnp.cumsum(frequencies, axis=1) - frequencies
@@ -46,36 +52,49 @@ def _encode(symbols: jax.Array, chosen: jax.Array, frequencies: jax.Array) -> tu
     return state, words, full
 
 
-def encode(symbols: Array, chosen: Array, tables: TableSet, group: int) -> tuple[Array, Array, Array]:
-    """See :func:`lmcache_kit_kernels.rans.encode`; returns states, counts and words."""
-    blocks, steps, lanes = symbols.shape
-    state, *columns = _encode(symbols, chosen, tables.frequencies.astype(np.uint32))
-    # [S, B, N] to the order of the runs: block, group, step, lane.
+def runs_of(words: jax.Array, full: jax.Array, blocks: int, group: int) -> tuple[Array, Array]:
+    """Counts ``[B, G]`` and the words of the runs, out of the candidates ``[S, B * N]`` that :func:`encode_traced`
+    returns. On the host: a CPU compresses an array several times faster than XLA's scatter does."""
+    steps, lanes = words.shape[0], words.shape[1] // blocks
     groups, missing = groups_of(lanes, group), -lanes % group
-    words, full = (
+    # [S, B, N] to the order of the runs: block, group, step, lane.
+    candidates, taken = (
         np.pad(np.asarray(column).reshape(steps, blocks, lanes), ((0, 0), (0, 0), (0, missing)))
         .reshape(steps, blocks, groups, group)
         .transpose(1, 2, 0, 3)
-        for column in columns
+        for column in (words, full)
     )
-    counts = np.count_nonzero(full, axis=(2, 3)).astype(np.uint32)
-    return np.asarray(state).reshape(blocks, lanes), counts, words[full]
+    return np.count_nonzero(taken, axis=(2, 3)).astype(np.uint32), candidates[taken]
 
 
-@functools.partial(jax.jit, static_argnames=("steps", "lanes"))
-def _decode(
+def encode(symbols: Array, chosen: Array, tables: TableSet, group: int) -> tuple[Array, Array, Array]:
+    """See :func:`lmcache_kit_kernels.rans.encode`; returns states, counts and words."""
+    blocks, _, lanes = symbols.shape
+    state, words, full = encode_traced(symbols, chosen, tables.frequencies.astype(np.uint32))
+    return np.asarray(state).reshape(blocks, lanes), *runs_of(words, full, blocks, group)
+
+
+@functools.partial(jax.jit, static_argnames=("steps", "group"))
+def decode_traced(
     states: jax.Array,
-    position: jax.Array,
+    starts: jax.Array,
     words: jax.Array,
     chosen: jax.Array,
     table: jax.Array,
+    *,
     steps: int,
-    lanes: int,
+    group: int,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """States ``[B, G, g]``, positions ``[B, G]``, chosen ``[K, B, G, g]``; ``lanes`` of each block are real."""
-    _, groups, group = states.shape
-    real = (jnp.arange(groups * group) < lanes).reshape(groups, group)
-    base = chosen.astype(jnp.int32) << PROBABILITY_BITS
+    """Symbols ``[B, steps, N]``, final states ``[B, N]`` and where each run ended ``[B, G]``.
+
+    Takes states ``[B, N]``, int32 starts ``[B, G]``, words, chosen ``[B, K, N]`` and the decoding table.
+    """
+    blocks, lanes = states.shape
+    grouped = (blocks, groups_of(lanes, group), group)
+    padding = ((0, 0), (0, -lanes % group))
+    real = (jnp.arange(grouped[1] * group) < lanes).reshape(grouped[1:])
+    base = jnp.pad(chosen, (padding[0], (0, 0), padding[1])).swapaxes(0, 1).reshape(-1, *grouped)
+    base = base.astype(jnp.int32) << PROBABILITY_BITS
     flat_table = table.reshape(-1)
 
     def step(carry: tuple[jax.Array, jax.Array], number: jax.Array) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
@@ -90,33 +109,33 @@ def _decode(
         state = jnp.where(low, state << 16 | word, state)
         return (state, position + rank[..., -1]), (entry & 127).astype(jnp.uint8)
 
-    (state, position), symbols = jax.lax.scan(step, (states, position), jnp.arange(steps))
-    return symbols, state, position
+    (state, position), symbols = jax.lax.scan(
+        step, (jnp.pad(states, padding).reshape(grouped), starts), jnp.arange(steps)
+    )
+    symbols = symbols.reshape(steps, blocks, -1)[:, :, :lanes].swapaxes(0, 1)
+    return symbols, state.reshape(blocks, -1)[:, :lanes], position
+
+
+def room_for(words: Array) -> Array:
+    """``words`` in an array of a power of two: their number differs from chunk to chunk, and each length of an array is
+    a program of its own."""
+    room = np.zeros(1 << max(1, int(words.size) - 1).bit_length(), dtype=np.uint16)
+    room[: words.size] = words
+    return room
+
+
+def starts_of(counts: Array) -> Array:
+    """int32 ``[B, G]``: where each run starts."""
+    starts: Array = (np.cumsum(counts, dtype=np.int64).reshape(counts.shape) - counts).astype(np.int32)
+    return starts
 
 
 def decode(
     states: Array, counts: Array, words: Array, chosen: Array, tables: TableSet, steps: int, group: int
 ) -> tuple[Array, Array, Array]:
     """See :func:`lmcache_kit_kernels.rans.decode`; returns symbols, final states and the words each group took."""
-    blocks, lanes = states.shape
-    grouped = (blocks, groups_of(lanes, group), group)
-    padding = ((0, 0), (0, -lanes % group))
-    first = (np.cumsum(counts, dtype=np.int64).reshape(counts.shape) - counts).astype(np.int32)
-    # The number of words differs from chunk to chunk: rounding it up keeps compiled programs few.
-    room = np.zeros(1 << max(1, int(words.size) - 1).bit_length(), dtype=np.uint16)
-    room[: words.size] = words
-    symbols, final, last = _decode(
-        np.pad(states, padding).reshape(grouped),
-        first,
-        room,
-        np.pad(chosen, (padding[0], (0, 0), padding[1])).swapaxes(0, 1).reshape(-1, *grouped),
-        decoding_table(tables),
-        steps,
-        lanes,
+    starts = starts_of(counts)
+    symbols, final, last = decode_traced(
+        states, starts, room_for(words), chosen, decoding_table(tables), steps=steps, group=group
     )
-    flat = np.asarray(symbols).reshape(steps, blocks, -1)[:, :, :lanes]
-    return (
-        np.ascontiguousarray(flat.transpose(1, 0, 2)),
-        np.asarray(final).reshape(blocks, -1)[:, :lanes],
-        (np.asarray(last) - first).astype(np.uint32),
-    )
+    return np.asarray(symbols), np.asarray(final), (np.asarray(last) - starts).astype(np.uint32)
