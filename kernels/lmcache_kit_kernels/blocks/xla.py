@@ -89,7 +89,7 @@ def _usable(settings: Settings, parts: Parts) -> Array:
 
 def encode(blocks: Array, settings: Settings) -> Coded:
     """See :func:`lmcache_kit_kernels.blocks.encode`."""
-    count, tokens, channels = blocks.shape
+    _, tokens, channels = blocks.shape
     lanes = channels // settings.fold
     group = min(settings.group, lanes)
     some_coded = []
@@ -203,11 +203,12 @@ def quantize(blocks: Array, settings: Settings) -> Quantized:
     """See :func:`lmcache_kit_kernels.blocks.quantize`."""
     scaling, logs = _scaling(settings, list(range(len(blocks))), blocks.shape[1])
     if settings.quantizer == "lmcache":
-        parts = _quantize_lmcache(blocks, *scaling)
+        parts = _quantize_lmcache(jnp.asarray(blocks), jnp.asarray(scaling[0]))
     else:
         parts = _quantize_uniform(blocks, scaling, logs, refined=settings.refined_tokens, bits=settings.refine_bits)
-    arrays = (None if part is None else np.asarray(part) for part in parts[:5])
-    return Quantized(*arrays, _usable(settings, parts))  # type: ignore[arg-type]  # only refinements may be None
+    scales, inverses, centres, symbols = (np.asarray(part) for part in parts[:4])
+    refinements = None if parts[4] is None else np.asarray(parts[4])
+    return Quantized(scales, inverses, centres, symbols, refinements, _usable(settings, parts))
 
 
 def dequantize(quantized: Quantized, settings: Settings, dtype: np.dtype[Any], gains: Array | None) -> Array:

@@ -69,7 +69,8 @@ def _log_variance(variances: jax.Array, squares: jax.Array) -> jax.Array:
     )
     floor = jnp.maximum(lowest, 0).astype(jnp.uint32)
     total = jnp.sum(jnp.maximum(logs, floor[:, None]), axis=1, dtype=jnp.uint32)
-    return (total // jnp.uint32(logs.shape[1])).astype(jnp.int32)
+    mean: jax.Array = (total // jnp.uint32(logs.shape[1])).astype(jnp.int32)
+    return mean
 
 
 def quantize_traced(
