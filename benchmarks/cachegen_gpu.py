@@ -19,6 +19,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from harness import Report, argument_parser
 try:
     import torch
     from gpu_checks import check
-    from gpu_contenders import Case, Contender, DeviceCopy, Fp8Cast, HostLink
+    from gpu_contenders import Case, Contender, DeviceCopy, Fp8Cast, HostLink, UnavailableError
     from gpu_run import Run
     from gpu_timing import device_facts
     from lmcache_cuda import LMCacheCuda, find_ops, load_ops
@@ -62,7 +63,7 @@ def contenders(case: Case, device: str, ops: Callable[[], Any]) -> Iterator[tupl
         yield "lmcache, chunks as layers", lambda: LMCacheCuda(case, ops(), device, chunks_as_layers=True)
     yield "ours, lmcache", lambda: Ours(case, device, "lmcache")
     for level in LEVELS:
-        yield f"ours, uniform {level}", lambda level=level: Ours(case, device, "uniform", level)
+        yield f"ours, uniform {level}", partial(Ours, case, device, "uniform", level)
     yield "nvcomp ans, symbols", lambda: NvcompAns(case, load_nvcomp(), device, "symbols")
     yield "nvcomp ans, bfloat16", lambda: NvcompAns(case, load_nvcomp(), device, "bfloat16")
     yield "fp8 cast", Fp8Cast
@@ -78,11 +79,13 @@ def make_tensor(case: Case, seed: int, device: str) -> torch.Tensor:
     return torch.stack([torch.from_numpy(chunk) for chunk in chunks]).view(torch.bfloat16).to(device)
 
 
-def once(path: Path | None) -> Callable[[], Any]:
+def once(path: Path | None, device: str) -> Callable[[], Any]:
     """Gives LMCache's extension, loaded when first asked for; why it is not there is said each time."""
     loaded: list[Any] = []
 
     def load() -> Any:
+        if device != "cuda":
+            raise UnavailableError("its kernels need a CUDA GPU")
         if not loaded:
             loaded.append(load_ops(path or find_ops()))
         return loaded[0]
@@ -108,10 +111,10 @@ def main() -> None:
     parameters = {"seconds": seconds, "seed": arguments.seed, "device": arguments.device}
     report = Report("cachegen_gpu", arguments, parameters, DISTRIBUTIONS)
     run = Run(report, arguments.device, seconds, arguments.only or ())
-    ops, checks = once(arguments.lmcache_ops), []
+    ops, checks = once(arguments.lmcache_ops, arguments.device), []
     for case in cases:
         kv = make_tensor(case, arguments.seed, arguments.device)
-        found = run.attempt(case, "lmcache", "check", lambda case=case, kv=kv: check(case, kv, ops))
+        found = run.attempt(case, "lmcache", "check", partial(check, case, kv, ops))
         if found is not None:
             checks.append({"shape": str(case), **found})
         run.run(case, kv, contenders(case, arguments.device, ops))

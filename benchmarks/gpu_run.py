@@ -141,7 +141,10 @@ class Run:
 
         def measured() -> tuple[dict[str, list[float]], int]:
             payloads = contender.to_bytes(handle)
-            back = contender.restored(contender.from_bytes(payloads))
+            decoded = contender.from_bytes(payloads)
+            contender.wait(decoded)
+            self._idle()
+            back = contender.restored(decoded)
             if values is None or unlike(back, values):
                 raise RuntimeError("values that went through bytes differ from those that stayed on the device")
             return {

@@ -51,6 +51,8 @@ class NvcompAns(Contender):
     def __init__(self, case: Case, nvcomp: Any, device: str, what: Literal["symbols", "bfloat16"]) -> None:
         self.name = f"nvcomp ans, {what}"
         self.covers = "entropy stage only" if what == "symbols" else "lossless coding of the values"
+        if device != "cuda":
+            raise UnavailableError("it needs a CUDA GPU")
         self._case, self._nvcomp, self._what = case, nvcomp, what
         self._bins = bins_of(case, device)
         if what == "symbols" and len(self._bins) != case.shape[1]:

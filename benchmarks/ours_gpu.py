@@ -42,6 +42,11 @@ class Ours(Contender):
             from lmcache_kit_kernels.tables import builtin_tables_by_levels
         except ImportError as error:
             raise UnavailableError(f"our packages are not all installed: {error}") from None
+        if device == "cuda":
+            import jax
+
+            if jax.default_backend() != "gpu":
+                raise UnavailableError(f"jax {jax.__version__} sees no GPU, only {jax.default_backend()}")
         self._case, self._device, self._blocks = case, device, blocks
         self._backend: Literal["pallas", "numpy"] = "pallas" if device == "cuda" else "numpy"
         if self._backend not in backends_of("blocks"):
