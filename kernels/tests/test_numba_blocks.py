@@ -117,11 +117,20 @@ def test_every_kind_of_block_gives_the_bytes_of_the_reference(kind, quantizer, d
         ((2, 9, 130), 1, 32),
         ((2, 12, 33), 1, 1),
         ((1, 20, 64), 1, 1000),
-        ((0, 4, 32), 1, 32),
     ],
 )
 def test_shapes_folds_and_groups(shape, fold, group, quantizer):
     check(make("normal", 2, shape, ml_dtypes.bfloat16), settings_for(quantizer, shape, fold=fold, group=group))
+
+
+@pytest.mark.parametrize("quantizer", ["lmcache", "uniform"])
+def test_no_blocks(quantizer):
+    chosen = settings_for(quantizer, (0,), fold=2, anchor_group=3)
+    x = np.zeros((0, 4, 64), np.float16)
+    coded = encode(x, chosen, backend="numba")
+    assert [coded.states.shape, coded.counts.shape, coded.words.shape] == [(0, 32), (0, 1), (0,)]
+    assert decode(coded, chosen, x.dtype, backend="numba").shape == x.shape
+    assert dequantize(quantize(x, chosen, backend="numba"), chosen, x.dtype, backend="numba").shape == x.shape
 
 
 @settings(max_examples=60, deadline=None)
@@ -182,12 +191,16 @@ def test_conversions_are_numpys(kind):
     assert got[number].tobytes() == expected[number].tobytes()
 
 
-def test_a_quotient_by_multiplication_is_at_most_one_short():
-    """What the coder's division relies on, at the largest states and around multiples of every frequency."""
+def test_division_by_multiplication_is_exact():
+    """Of the largest states, and of those around multiples, for every frequency."""
     for f in range(1, 1024):
-        reciprocal, top = 0xFFFFFFFF // f, f << 22
+        (entry, _) = numba_rans.entries_of(np.array([[f, 1024 - f]], np.uint16))[0].tolist()
+        assert (entry & 1023, entry >> 10 & 1023) == (f, 0)
+        top = f << 22
         for x in {1 << 16, f - 1, top // 3 // f * f, top // 3 // f * f - 1, top - f, top - f - 1, top - 1}:
-            assert 0 <= x // f - (x * reciprocal >> 32) <= 1
+            product = x * (entry >> 20)
+            assert product < 1 << 64
+            assert product >> 42 == x // f
 
 
 def damaged(rng, coded):

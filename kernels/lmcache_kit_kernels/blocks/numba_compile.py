@@ -20,7 +20,10 @@ def compiled(function: Function) -> Function:
     The cache is renewed when the file that holds ``function`` changes, not when another file does: a compiled function
     may call only ones of its own module. Float operations are neither reordered nor fused.
     """
-    return cast("Function", numba.njit(nogil=True, cache=True, error_model="numpy")(function))
+    try:
+        return cast("Function", numba.njit(nogil=True, cache=True, error_model="numpy")(function))
+    except RuntimeError:  # neither the package's folder nor the user's cache can be written: compile in each process
+        return cast("Function", numba.njit(nogil=True, error_model="numpy")(function))
 
 
 def inlined(function: Function) -> Function:

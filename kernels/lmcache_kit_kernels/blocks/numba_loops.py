@@ -44,7 +44,6 @@ class _Alphabets(NamedTuple):
     numbers: dict[int, int]
     entries: Array
     entry_firsts: dict[int, int]
-    reciprocals: Array
     slots: Array
     thresholds: Array
     covers: Array
@@ -52,20 +51,15 @@ class _Alphabets(NamedTuple):
 
 @functools.lru_cache(maxsize=16)
 def _alphabets(*tables: TableSet) -> _Alphabets:
-    frequencies = [table.frequencies.astype(np.uint32) for table in tables]
-    starts = [np.cumsum(rows, axis=1, dtype=np.uint32) - rows for rows in frequencies]
-    entries = [(rows | start << np.uint32(10)).reshape(-1) for rows, start in zip(frequencies, starts, strict=True)]
-    # A frequency of zero is never coded; its reciprocal only has to be some number.
-    reciprocals = [(0xFFFFFFFF // np.maximum(rows, 1).astype(np.uint64)).reshape(-1) for rows in frequencies]
+    entries = [numba_rans.entries_of(table.frequencies).reshape(-1) for table in tables]
     covers = np.zeros((len(tables), ALPHABETS[-1] // 2 + 1), np.uint8)
     for row, table in zip(covers, tables, strict=True):
         row[: table.cover.size] = table.cover
     edges = np.cumsum([0, *(part.size for part in entries)])
     return _Alphabets(
         {table.levels: number for number, table in enumerate(tables)},
-        sealed(np.concatenate(entries), np.uint32),
+        sealed(np.concatenate(entries), np.uint64),
         {table.levels: int(edge) for table, edge in zip(tables, edges, strict=False)},
-        sealed(np.concatenate(reciprocals), np.uint32),
         sealed(np.concatenate([decoding_table(table).reshape(-1) for table in tables]), np.uint32),
         sealed(np.stack([table.thresholds for table in tables]), np.uint32),
         sealed(covers),
@@ -172,7 +166,6 @@ def _encoded(blocks: Array, settings: Settings, first: int) -> Coded:
         sealed(np.array([alphabets.entry_firsts[size] for size in levels]), np.int32),
         sizes,
         alphabets.entries,
-        alphabets.reciprocals,
         settings.fold,
         min(settings.group, lanes),
         states,

@@ -1,7 +1,6 @@
-"""The entropy coder, compiled: group by group, all lanes of a step at once where the machine has vectors.
+"""The entropy coder, compiled: group by group, step by step, lane after lane, without a branch per symbol.
 
-Every loop over lanes is in two parts. The arithmetic of the states has no dependence between lanes and is vectorised;
-moving words to and from the run is a walk along it, lane after lane, without a branch.
+Within a step the lanes depend on each other only through the place in the run, so a processor works on many at once.
 """
 
 from __future__ import annotations
@@ -12,52 +11,60 @@ import numpy as np
 
 from lmcache_kit_kernels.blocks.numba_compile import compiled, inlined
 
-__all__ = ["decode", "encode"]
+__all__ = ["decode", "encode", "entries_of"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 _WHOLE = 32  # lanes of a group in the usual case, for which the loops are unrolled
 _LOWER_BOUND = 1 << 16
+# An unsigned index spares the test for a negative one, which would count from the array's end.
+_at = np.uint64
 
 
 @inlined
 def _encode_steps(
     symbols: Array, first: int, lanes: int, steps: int, base: Array, fold: int, width: int,
-    entries: Array, reciprocals: Array, state: Array, low: Array, full: Array, run: Array,
+    entries: Array, state: Array, run: Array,
 ) -> int:  # fmt: skip
     """Codes one group; returns the place in ``run`` before its first word."""
     position = steps * width
     for step in range(steps - 1, -1, -1):
         row = first + step * lanes
         column = (step % fold) * width
-        for lane in range(width):
-            index = base[column + lane] + np.int32(symbols[row + lane])
-            entry = entries[index]
-            frequency = np.uint32(entry & np.uint32(1023))
-            x = state[lane]
-            moves = x >= np.uint32(frequency << np.uint32(22))
-            low[lane] = np.uint16(x)
-            full[lane] = moves
-            if moves:
-                x = np.uint32(x >> np.uint32(16))
-            # floor(x * floor((2**32 - 1) / f) / 2**32) is the quotient or one less, as x < f * 2**22.
-            quotient = np.uint32((np.uint64(x) * np.uint64(reciprocals[index])) >> np.uint64(32))
-            rest = np.uint32(x - quotient * frequency)
-            if rest >= frequency:
-                quotient = np.uint32(quotient + np.uint32(1))
-            state[lane] = np.uint32(
-                x + quotient * np.uint32(np.uint32(1024) - frequency) + np.uint32(entry >> np.uint32(10))
-            )
         for lane in range(width - 1, -1, -1):
-            run[position] = low[lane]
-            position -= np.int64(full[lane])
+            entry = entries[_at(base[_at(column + lane)] + np.int32(symbols[_at(row + lane)]))]
+            frequency = np.uint32(entry & np.uint64(1023))
+            start = np.uint32((entry >> np.uint64(10)) & np.uint64(1023))
+            x = state[_at(lane)]
+            moves = x >= np.uint32(frequency << np.uint32(22))
+            run[_at(position)] = np.uint16(x)
+            position -= np.int64(moves)
+            x = np.uint32(x >> np.uint32(16)) if moves else x
+            quotient = np.uint32((np.uint64(x) * (entry >> np.uint64(20))) >> np.uint64(42))
+            state[_at(lane)] = np.uint32(x + quotient * np.uint32(np.uint32(1024) - frequency) + start)
     return position
+
+
+def entries_of(frequencies: Array) -> Array:
+    """What coding a symbol takes, uint64 in the shape of ``frequencies`` ``[tables, symbols]``: its frequency f in bits
+    0-9, the sum of those before it in 10-19, and ``m = ceil(2**42 / f)`` above.
+
+    For every state x < f * 2**22 that a symbol is coded from, ``x // f == x * m >> 42`` in 64 bits: with e = m * f -
+    2**42 < f the product exceeds x * 2**42 / f by x * e / f < e * 2**22 < 2**42 / f, as e * f < 2**20. So it neither
+    reaches the next multiple of 2**42 nor overflows. A frequency of zero is never coded; its entry is 0.
+    """
+    wide = frequencies.astype(np.uint64)
+    starts = np.cumsum(wide, axis=1, dtype=np.uint64) - wide
+    most = np.maximum(wide, np.uint64(1))
+    reciprocals = (np.uint64(1 << 42) + most - np.uint64(1)) // most
+    entries: Array = np.where(wide > 0, wide | starts << np.uint64(10) | reciprocals << np.uint64(20), np.uint64(0))
+    return entries
 
 
 @compiled
 def encode(
-    symbols: Array, tables: Array, firsts: Array, levels: Array, entries: Array, reciprocals: Array,
-    fold: int, group: int, states: Array, counts: Array, words: Array,
+    symbols: Array, tables: Array, firsts: Array, levels: Array, entries: Array, fold: int, group: int,
+    states: Array, counts: Array, words: Array,
 ) -> int:  # fmt: skip
     """Codes blocks into ``words``, which must hold ``symbols.size``; returns how many were written.
 
@@ -66,8 +73,7 @@ def encode(
         tables: uint8 ``[B, C]``.
         firsts: int32 ``[B]``: where the entries of the block's alphabet begin.
         levels: int32 ``[B]``.
-        entries: uint32, frequency and the start above it for each (table, symbol) of each alphabet.
-        reciprocals: uint32, ``(2**32 - 1) // frequency``.
+        entries: uint64, see :func:`entries_of`, of each alphabet.
         fold: steps per token.
         group: lanes per run.
         states: uint32 ``[B, N]``, filled.
@@ -79,8 +85,6 @@ def encode(
     run = np.empty(steps * min(group, lanes) + 1, np.uint16)
     base = np.empty(fold * group, np.int32)
     state = np.empty(group, np.uint32)
-    low = np.empty(group, np.uint16)
-    full = np.empty(group, np.uint8)
     written = 0
     for block in range(symbols.shape[0]):
         flat = symbols[block]
@@ -93,19 +97,24 @@ def encode(
                     base[part * width + lane] = firsts[block] + table * levels[block]
             state[:] = _LOWER_BOUND
             if width == _WHOLE:
-                position = _encode_steps(
-                    flat, first, lanes, steps, base, fold, _WHOLE, entries, reciprocals, state, low, full, run
-                )
+                position = _encode_steps(flat, first, lanes, steps, base, fold, _WHOLE, entries, state, run)
             else:
-                position = _encode_steps(
-                    flat, first, lanes, steps, base, fold, width, entries, reciprocals, state, low, full, run
-                )
+                position = _encode_steps(flat, first, lanes, steps, base, fold, width, entries, state, run)
             count = steps * width - position
             words[written : written + count] = run[position + 1 : position + 1 + count]
             written += count
             counts[block, number] = count
             states[block, first : first + width] = state[:width]
     return written
+
+
+@inlined
+def _step_back(slots: Array, base: int, x: Any, symbols: Array, place: int) -> Any:
+    """Writes the symbol of a state; returns the state before it, yet to be filled up."""
+    entry = slots[_at(base + np.int32(x & np.uint32(1023)))]
+    symbols[_at(place)] = np.uint8(entry & np.uint32(127))
+    frequency = np.uint32(np.uint32(entry >> np.uint32(7)) & np.uint32(1023))
+    return np.uint32(frequency * np.uint32(x >> np.uint32(10)) + np.uint32(entry >> np.uint32(17)))
 
 
 @inlined
@@ -117,28 +126,23 @@ def _decode_steps(
     for step in range(steps):
         row = first + step * lanes
         column = (step % fold) * width
-        for lane in range(width):
-            x = state[lane]
-            entry = slots[base[column + lane] + np.int32(x & np.uint32(1023))]
-            symbols[row + lane] = np.uint8(entry & np.uint32(127))
-            frequency = np.uint32(np.uint32(entry >> np.uint32(7)) & np.uint32(1023))
-            state[lane] = np.uint32(frequency * np.uint32(x >> np.uint32(10)) + np.uint32(entry >> np.uint32(17)))
         if position + width <= words.size:
             # Whatever the states are, this step's words lie within the array.
             for lane in range(width):
-                x = state[lane]
-                filled = np.uint32(np.uint32(x << np.uint32(16)) | np.uint32(words[position]))
+                x = _step_back(slots, base[_at(column + lane)], state[_at(lane)], symbols, row + lane)
+                filled = np.uint32(np.uint32(x << np.uint32(16)) | np.uint32(words[_at(position)]))
                 hungry = x < np.uint32(_LOWER_BOUND)
-                state[lane] = filled if hungry else x
+                state[_at(lane)] = filled if hungry else x
                 position += np.int64(hungry)
         else:
             for lane in range(width):
-                x = state[lane]
+                x = _step_back(slots, base[_at(column + lane)], state[_at(lane)], symbols, row + lane)
                 if x < np.uint32(_LOWER_BOUND):
                     if position >= end:
                         return -1
-                    state[lane] = np.uint32(np.uint32(x << np.uint32(16)) | np.uint32(words[position]))
+                    x = np.uint32(np.uint32(x << np.uint32(16)) | np.uint32(words[_at(position)]))
                     position += 1
+                state[_at(lane)] = x
         if position > end:
             return -1
     return position
