@@ -112,15 +112,20 @@ def main() -> None:
     report = Report("cachegen_gpu", arguments, parameters, DISTRIBUTIONS)
     run = Run(report, arguments.device, seconds, arguments.only or ())
     ops, checks = once(arguments.lmcache_ops, arguments.device), []
-    for case in cases:
+    gpu = device_facts() if arguments.device == "cuda" else None
+
+    def measure(case: Case) -> None:
         kv = make_tensor(case, arguments.seed, arguments.device)
         found = run.attempt(case, "lmcache", "check", partial(check, case, kv, ops))
         if found is not None:
             checks.append({"shape": str(case), **found})
         run.run(case, kv, contenders(case, arguments.device, ops))
-    add_comparisons(report.results)
-    gpu = device_facts() if arguments.device == "cuda" else None
-    report.write(gpu=gpu, checks=checks, absent=run.absent)
+
+    for case in cases:
+        run.attempt(case, "all", "everything", partial(measure, case))
+        # Written after every shape: a run that is cut short keeps what it had.
+        add_comparisons(report.results)
+        report.write(gpu=gpu, checks=checks, absent=run.absent)
     print_results(report.results, checks, run.absent)
     if run.failures:
         sys.exit(f"error: {run.failures} measurements failed")
