@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import pytest
@@ -13,9 +13,11 @@ import pytest
 from lmcache_kit import hookimpl
 from lmcache_kit.builtin.compression.naive import NaiveMethod
 from lmcache_kit.cli import main
+from lmcache_kit.cli.codec import Dtype
 from lmcache_kit.codec_tools import random_kv, read_kv, write_kv
 from lmcache_kit.contracts import CompressionMethod, CompressionPlugin, Options
 from lmcache_kit.kv import KVLayout, KVTensor
+from lmcache_kit.kv.layout import DType
 from lmcache_kit.plugins import PluginRegistry
 
 SMALL = ["--shape", "2,2,4,2,8", "--seconds", "0"]
@@ -74,6 +76,10 @@ def plugins(monkeypatch: pytest.MonkeyPatch) -> None:
     found = PluginRegistry(entry_points=[point])
     assert not found.broken
     monkeypatch.setattr("lmcache_kit.plugins.registry", lambda: found)
+
+
+def test_dtypes_are_those_of_kv() -> None:
+    assert tuple(Dtype) == get_args(DType)
 
 
 def bench(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[dict, str]:
