@@ -180,7 +180,7 @@ def _entries(head: memoryview) -> Iterator[Entry]:
 
 
 def _checked(index: int, entry: Entry, header: Header) -> Entry:
-    if entry.mode is Mode.VERBATIM:
+    if entry.mode in (Mode.VERBATIM, Mode.ZERO):
         right = entry.levels == 0 and entry.inverse == 0
     elif header.num_tokens == 0:
         right = False

@@ -20,6 +20,7 @@ class Mode(IntEnum):
     VERBATIM = 0
     PACKED = 1
     CODED = 2
+    ZERO = 3
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,12 +30,12 @@ class Level:
 
 
 LEVELS = {
-    1: Level(0x4030, 4, True),
-    2: Level(0x4030, 2, True),
-    3: Level(0x4068, 2, False),
-    4: Level(0x3FF0, 2, False),
-    5: Level(0x3F90, 2, False),
-    6: Level(0x3F10, 2, False),
+    1: Level(0x4028, 4, True),
+    2: Level(0x4028, 2, True),
+    3: Level(0x4058, 2, False),
+    4: Level(0x3FD2, 2, False),
+    5: Level(0x3F68, 2, False),
+    6: Level(0x3EF8, 2, False),
 }
 
 

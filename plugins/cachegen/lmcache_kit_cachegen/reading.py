@@ -53,6 +53,8 @@ def decode_blocks(blocks: Sequence[Block], tables: Mapping[int, TableSet], backe
     for block in blocks:
         block.check()
     by_mode = _grouped(blocks, lambda block: block.entry.mode)
+    for block in by_mode.get(Mode.ZERO, ()):
+        block.out[...] = 0
     for block in by_mode.get(Mode.VERBATIM, ()):
         _verbatim(block)
     for mode in (Mode.PACKED, Mode.CODED):

@@ -32,7 +32,7 @@ def symbol_bits(levels: int) -> int:
 @functools.lru_cache(maxsize=256)
 def _sections(header: Header, mode: Mode, levels: int) -> tuple[tuple[str, int], ...]:
     """Names and bytes, without padding, of the sections of a fixed part, in their order."""
-    if mode is Mode.VERBATIM:
+    if mode in (Mode.VERBATIM, Mode.ZERO):
         return ()
     lmcache, channels = header.quantizer == "lmcache", header.channels
     width = header.layout.np_dtype.itemsize if lmcache else header.exponent_bytes
@@ -58,7 +58,9 @@ def fixed_size(header: Header, mode: Mode, levels: int) -> int:
 
 
 def data_size(header: Header, mode: Mode, levels: int) -> int:
-    """Bytes of the data part of a verbatim or packed block."""
+    """Bytes of the data part of a block that is not coded."""
+    if mode is Mode.ZERO:
+        return 0
     elements = header.num_tokens * header.channels
     if mode is Mode.VERBATIM:
         return padded(elements * header.layout.np_dtype.itemsize)

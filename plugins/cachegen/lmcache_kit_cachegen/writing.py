@@ -20,6 +20,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 Part = tuple[Array, Array]
 """A block's fixed and data part, uint8."""
 
+_ONE = 0x3F80  # bfloat16 pattern of the inverse step that a block of zeros has
 _NOTHING = np.zeros(0, dtype=np.uint8)
 
 
@@ -36,15 +37,17 @@ def write_payloads(blocks: Array, header: Header, settings: kernel.Settings, bac
     ]
 
 
-def choose_modes(header: Header, levels: tuple[int, ...], words: Array, usable: Array) -> list[Mode]:
-    """How each block is written: coded where that is smaller than packed, and as it is where that is smaller than both
-    or the quantizer cannot represent it."""
+def choose_modes(header: Header, levels: tuple[int, ...], words: Array, usable: Array, zero: Array) -> list[Mode]:
+    """How each block is written: zeros not at all, others coded where that is smaller than packed, and as they are
+    where that is smaller than both or the quantizer cannot represent them."""
     raw = data_size(header, Mode.VERBATIM, 0)
     modes = []
-    for level, count, good in zip(levels, words, usable, strict=True):
+    for level, count, good, nothing in zip(levels, words, usable, zero, strict=True):
         coded = fixed_size(header, Mode.CODED, level) + padded(2 * int(count))
         packed = fixed_size(header, Mode.PACKED, level) + data_size(header, Mode.PACKED, level)
-        if not good or min(coded, packed) > raw:
+        if nothing:
+            modes.append(Mode.ZERO)
+        elif not good or min(coded, packed) > raw:
             modes.append(Mode.VERBATIM)
         else:
             modes.append(Mode.CODED if coded < packed else Mode.PACKED)
@@ -73,13 +76,16 @@ def _write(
     levels = settings.levels[chunk]
     usable = coded.usable[chunk] & ~_overflows(coded, ends, chunk, header, settings, backend)
     header = _widths(header, coded, indices[usable])
-    modes = choose_modes(header, levels, np.diff(ends[chunk.start : chunk.stop + 1]), usable)
-    header = _widths(header, coded, indices[[mode is not Mode.VERBATIM for mode in modes]])
+    zero = _zero(blocks, coded, indices, header)
+    modes = choose_modes(header, levels, np.diff(ends[chunk.start : chunk.stop + 1]), usable, zero)
+    header = _widths(header, coded, indices[[mode in (Mode.PACKED, Mode.CODED) for mode in modes]])
 
     parts: dict[int, Part] = {}
     for mode, level in sorted({(mode, level) for mode, level in zip(modes, levels, strict=True)}):
         some = indices[[kind == (mode, level) for kind in zip(modes, levels, strict=True)]]
-        if mode is Mode.VERBATIM:
+        if mode is Mode.ZERO:
+            parts.update((int(index), (_NOTHING, _NOTHING)) for index in some)
+        elif mode is Mode.VERBATIM:
             data = pad_columns(little(blocks[some]))
             parts.update((int(index), (_NOTHING, row)) for index, row in zip(some, data, strict=True))
         elif mode is Mode.PACKED:
@@ -91,12 +97,12 @@ def _write(
     for index, mode, level in zip(indices, modes, levels, strict=True):
         fixed, data = parts[int(index)]
         check = weighted_sum(fixed.view("<u2")) + weighted_sum(data.view("<u2"), fixed.size // 2)
-        verbatim = mode is Mode.VERBATIM
+        plain = mode in (Mode.VERBATIM, Mode.ZERO)
         entries.append(
             Entry(
                 mode,
-                0 if verbatim else level,
-                0 if verbatim else int(coded.inverses[index]),
+                0 if plain else level,
+                0 if plain else int(coded.inverses[index]),
                 check % 2**32,
                 fixed.size,
                 data.size,
@@ -105,6 +111,24 @@ def _write(
     ordered = [parts[int(index)] for index in indices]
     head = write_directory(header, entries)
     return b"".join([head, *(fixed.data for fixed, _ in ordered), *(data.data for _, data in ordered)])
+
+
+def _zero(blocks: Array, coded: kernel.Coded, indices: Array, header: Header) -> Array:
+    """bool ``[B]``: which blocks hold nothing but zeros. Refinement could not give those back: its cells have no middle
+    at zero."""
+    if header.quantizer == "lmcache":
+        zero: Array = ~_nonzero(coded.scales[indices]).any(axis=1)
+        return zero
+    # Looking at every value only of blocks that may well be zero.
+    zero = (coded.inverses[indices] == _ONE) & ~coded.centres[indices].any(axis=1)
+    for place in np.flatnonzero(zero):
+        zero[place] = not _nonzero(blocks[indices[place]]).any()
+    return zero
+
+
+def _nonzero(values: Array) -> Array:
+    # By their bits without the sign: a conversion to bool would warn of NaN.
+    return (values.view(f"u{values.itemsize}") << np.uint8(1)).astype(bool)
 
 
 def _overflows(
