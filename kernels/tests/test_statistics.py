@@ -17,7 +17,7 @@ ALPHABETS = [(15, False), (31, False), (127, True)]
 def make(seed, shape, levels, centred):
     """Channels wide and narrow, some of neighbouring tokens alike, some constant, some of a single far symbol."""
     rng = np.random.default_rng(seed)
-    count, tokens, channels = shape
+    count, _, channels = shape
     spread = rng.uniform(0, levels, (count, 1, channels)) * rng.choice([0, 0.05, 0.3], (count, 1, channels))
     values = rng.normal(0, spread + 1e-9, shape)
     alike = rng.random((count, 1, channels)) < 0.4

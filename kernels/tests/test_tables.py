@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import decimal
 import hashlib
+import itertools
 import math
 
 import numpy as np
@@ -60,7 +61,7 @@ def test_thresholds_lie_between_the_mean_magnitudes(levels):
         sigma = 0.27 * (widest / 0.27) ** (i / 31)
         weights = np.exp(-(magnitudes(levels) ** 2) / (2 * sigma**2)) * (row > 0)
         means.append((weights * magnitudes(levels)).sum() / weights.sum())
-    expected = [1024 * math.sqrt(a * b) for a, b in zip(means, means[1:], strict=False)]
+    expected = [1024 * math.sqrt(a * b) for a, b in itertools.pairwise(means)]
     assert np.abs(found.thresholds - expected).max() <= 0.5 + 1e-6
     assert np.all(np.diff(found.thresholds.astype(int)) > 0)
 

@@ -104,7 +104,7 @@ def decode(
 
 
 def check_ends(counts: Array, consumed: Array, ends: Array) -> None:
-    """Raises CorruptStreamError unless each run was ``consumed`` to its end and each lane is back in its first state."""
+    """Raises CorruptStreamError unless each run was ``consumed`` whole and each lane is back in its first state."""
     if not np.array_equal(consumed, counts):
         raise CorruptStreamError("a run of words ends elsewhere than its count says")
     if np.any(ends != LOWER_BOUND):

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmcache_kit_kernels.quantize.float_steps import exact_ratio, power_of_two, product_plus, rounded_product
-from lmcache_kit_kernels.quantize.xla import unsigned_of
 from lmcache_kit_kernels.uniform.arguments import (
     HALVING,
     LEVELS,
@@ -27,7 +26,17 @@ from lmcache_kit_kernels.uniform.arguments import (
     VARIANCE_DEPTH,
 )
 
-__all__ = ["dequantize", "dequantize_traced", "quantize", "quantize_traced", "token_share"]
+__all__ = [
+    "dequantize",
+    "dequantize_traced",
+    "exponents_traced",
+    "inverse_traced",
+    "quantize",
+    "quantize_traced",
+    "refinements_traced",
+    "scaling_traced",
+    "token_share",
+]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -73,6 +82,53 @@ def _log_variance(variances: jax.Array, squares: jax.Array) -> jax.Array:
     return mean
 
 
+def scaling_traced(
+    first: jax.Array,
+    second: jax.Array,
+    largest_bits: jax.Array,
+    ratio: jax.Array,
+    log_variances: jax.Array | None,
+    share: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Inverse patterns int32 ``[B]``, offsets float32 ``[B, C]`` and whether a block is usable so far, ``[B]``.
+
+    ``first`` and ``second`` are the sums ``[B, C]`` of values and squares, ``largest_bits`` the float32 patterns of the
+    largest magnitudes ``[B]``. A block that is not usable has an inverse of 1.
+    """
+    zero = (ratio >> 30).astype(jnp.uint32)
+    mean = rounded_product(first, share, zero)
+    squares = _flush(rounded_product(mean, mean, zero))
+    variances = _flush(jnp.maximum(_flush(rounded_product(second, share, zero)) - squares, 0))
+    usable = jnp.all(jnp.isfinite(first) & jnp.isfinite(second) & jnp.isfinite(variances), axis=1)
+    # As integers: a denormal must not pass for zero.
+    empty = largest_bits == 0
+    largest = jax.lax.bitcast_convert_type(largest_bits, jnp.float32)
+    logs = _log_variance(variances, squares) if log_variances is None else log_variances
+    inverse_bits = jnp.where(empty, ONE, ratio + HALVING - (logs >> 1))
+    usable &= empty | ((largest >= SMALLEST_LARGEST) & (largest < jnp.inf))
+    usable &= (inverse_bits >= MIN_INVERSE) & (inverse_bits <= MAX_INVERSE)
+    inverse_bits = jnp.where(usable, inverse_bits, ONE)
+    offsets = _round(mean * inverse_traced(inverse_bits)[:, None])
+    return inverse_bits, offsets, usable & (jnp.max(jnp.abs(offsets), axis=1) <= MAX_OFFSET)
+
+
+def inverse_traced(inverse_bits: jax.Array) -> jax.Array:
+    """float32 of bfloat16 patterns."""
+    return jax.lax.bitcast_convert_type(inverse_bits.astype(jnp.uint32) << 16, jnp.float32)
+
+
+def exponents_traced(far: jax.Array) -> jax.Array:
+    """int32 of each token's largest ``|x * inverse - offset|``; above MAX_EXPONENT the block is not usable."""
+    bounds = (MIDDLE + 0.5) * 2.0 ** np.arange(MAX_EXPONENT + 1)
+    return jnp.sum(far[..., None] >= bounds.astype(np.float32), axis=-1, dtype=jnp.int32)
+
+
+def refinements_traced(scaled: jax.Array, symbols: jax.Array, bits: int) -> jax.Array:
+    """float32: where in its step each scaled value lies, below ``2**bits``."""
+    rest = jnp.floor((scaled - symbols + 0.5) * (1 << bits))
+    return jnp.clip(rest, 0, (1 << bits) - 1)
+
+
 def quantize_traced(
     blocks: jax.Array,
     ratio: jax.Array,
@@ -91,30 +147,10 @@ def quantize_traced(
     # Not a conversion to bfloat16 and back, which XLA may leave out as excess precision.
     rounded = values if blocks.dtype != jnp.float32 else jax.lax.reduce_precision(values, 8, 7)
     first, second = _sums(rounded)
-    mean = rounded_product(first, share, zero)
-    squares = _flush(rounded_product(mean, mean, zero))
-    variances = _flush(jnp.maximum(_flush(rounded_product(second, share, zero)) - squares, 0))
-    usable = jnp.all(jnp.isfinite(first) & jnp.isfinite(second) & jnp.isfinite(variances), axis=1)
-
-    unsigned = unsigned_of(blocks.dtype)
-    magnitude = unsigned.type((1 << (8 * unsigned.itemsize - 1)) - 1)
-    largest_bits = jnp.max(jax.lax.bitcast_convert_type(blocks, unsigned) & magnitude, axis=(1, 2))
-    # As integers: a denormal must not pass for zero.
-    empty = largest_bits == 0
-    largest = jax.lax.bitcast_convert_type(largest_bits, blocks.dtype).astype(jnp.float32)
-    logs = _log_variance(variances, squares) if log_variances is None else log_variances
-    inverse_bits = jnp.where(empty, ONE, ratio + HALVING - (logs >> 1))
-    usable &= empty | (largest >= SMALLEST_LARGEST)
-    usable &= (inverse_bits >= MIN_INVERSE) & (inverse_bits <= MAX_INVERSE)
-    inverse_bits = jnp.where(usable, inverse_bits, ONE)
-    inverse = jax.lax.bitcast_convert_type(inverse_bits.astype(jnp.uint32) << 16, jnp.float32)
-
-    offsets = _round(mean * inverse[:, None])
-    usable &= jnp.max(jnp.abs(offsets), axis=1) <= MAX_OFFSET
-    moved = product_plus(values, inverse[:, None, None], -offsets[:, None], zero)
-    far = jnp.max(jnp.abs(moved), axis=2)
-    bounds = (MIDDLE + 0.5) * 2.0 ** np.arange(MAX_EXPONENT + 1)
-    exponents = jnp.sum(far[..., None] >= bounds.astype(np.float32), axis=-1, dtype=jnp.int32)
+    largest_bits = jnp.max(_bits(values) & jnp.uint32(0x7FFFFFFF), axis=(1, 2))
+    inverse_bits, offsets, usable = scaling_traced(first, second, largest_bits, ratio, log_variances, share)
+    moved = product_plus(values, inverse_traced(inverse_bits)[:, None, None], -offsets[:, None], zero)
+    exponents = exponents_traced(jnp.max(jnp.abs(moved), axis=2))
     usable &= jnp.all(exponents <= MAX_EXPONENT, axis=1)
     scaled = moved * power_of_two(-exponents)[..., None]
     symbols = _round(scaled)
@@ -126,8 +162,8 @@ def quantize_traced(
 
     refinements = None
     if refined:
-        rest = jnp.floor((scaled[:, :refined] - symbols[:, :refined] + 0.5) * (1 << bits))
-        refinements = kept(jnp.clip(rest, 0, (1 << bits) - 1), jnp.uint8, 1 << bits >> 1)
+        rest = refinements_traced(scaled[:, :refined], symbols[:, :refined], bits)
+        refinements = kept(rest, jnp.uint8, 1 << bits >> 1)
     return (
         kept(exponents, jnp.uint8),
         kept(inverse_bits, jnp.uint16, ONE),
