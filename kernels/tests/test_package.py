@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import subprocess
 import sys
@@ -11,7 +12,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from lmcache_kit_kernels import CorruptStreamError, UnknownBackendError, backends_of
+from lmcache_kit_kernels import BackendUnavailableError, CorruptStreamError, UnknownBackendError, backends_of
+from lmcache_kit_kernels.backends import implementation
 from lmcache_kit_kernels.packing import pack_bits, packed_size, unpack_bits
 
 README = Path(__file__).parents[1] / "README.md"
@@ -20,10 +22,11 @@ README = Path(__file__).parents[1] / "README.md"
 def test_numpy_backends_load_neither_jax_nor_lmcache_kit():
     code = (
         "import sys, numpy as np\n"
-        "from lmcache_kit_kernels import backends_of, quantize, rans, tables\n"
-        "s, m = quantize.quantize(np.ones((1, 2, 3), np.float32), np.array([31]))\n"
-        "rans.encode(s, tables.fit(s, 31)[1][:, None], 31), backends_of('rans')\n"
-        "print([name for name in ('jax', 'jaxlib', 'torch', 'lmcache_kit') if name in sys.modules])\n"
+        "from lmcache_kit_kernels import backends_of, blocks, checks, compaction, packing\n"
+        "settings = blocks.Settings('uniform', (127,), ratio=0x4000)\n"
+        "coded = blocks.encode(np.ones((1, 2, 3), np.float32), settings)\n"
+        "blocks.decode(coded, settings, np.float32), backends_of('blocks')\n"
+        "print([name for name in ('jax', 'jaxlib', 'numba', 'torch', 'lmcache_kit') if name in sys.modules])\n"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
@@ -48,11 +51,25 @@ def test_packing_refuses_what_it_did_not_write():
         unpack_bits(packed, 7, 3, limit=8)
 
 
-def test_operations_have_a_reference():
-    for operation in ("quantize", "tables", "rans"):
-        assert backends_of(operation)[:2] == ("numpy", "xla")
+@pytest.mark.parametrize("operation", ["blocks", "compaction", "quantize", "rans", "statistics", "uniform"])
+def test_operations_have_a_reference(operation):
+    assert backends_of(operation)[:2] == ("numpy", "xla")
+
+
+@pytest.mark.parametrize("name", ["transpose", "checks", "errors"])
+def test_what_is_no_operation(name):
     with pytest.raises(UnknownBackendError, match="no operation"):
-        backends_of("transpose")
+        backends_of(name)
+
+
+@pytest.mark.parametrize(("backend", "package"), [("xla", "jax"), ("numba", "numba")])
+def test_a_backend_whose_package_is_missing_says_so(monkeypatch, backend, package):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find(name))
+    with pytest.raises(BackendUnavailableError, match=f"pip install {package}"):
+        implementation.__wrapped__("blocks", backend)
+    with pytest.raises(UnknownBackendError, match="it has numpy, xla"):
+        implementation("rans", "cuda")
 
 
 def test_readme_snippet_runs():
