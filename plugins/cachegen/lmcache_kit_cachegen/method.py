@@ -62,8 +62,12 @@ class CacheGen(CompressionMethod):
         self._compute = compute.choose(options)
         self.device = self._compute.device
         self._profile = None if options.profile is None else load_profile(options.profile)
-        self._tables = builtin_tables_by_levels() if self._profile is None else self._profile.tables
-        self._fingerprint = BUILT_IN if self._profile is None else self._profile.fingerprint
+        # What can be read: payloads written without a profile, always, and those of the profile.
+        self._tables = {BUILT_IN: builtin_tables_by_levels()}
+        self._fingerprint = BUILT_IN
+        if self._profile is not None:
+            self._fingerprint = self._profile.fingerprint
+            self._tables[self._fingerprint] = self._profile.tables
 
     @property
     def backend(self) -> str:
@@ -156,7 +160,7 @@ class CacheGen(CompressionMethod):
             anchor_group=header.anchor_group,
             fold=header.fold,
             group=header.group,
-            tables=self._tables,
+            tables=self._tables[header.fingerprint],
         )
 
     def fit(self, samples: Iterable[KVTensor]) -> bytes:
@@ -205,19 +209,12 @@ class CacheGen(CompressionMethod):
         return directory
 
     def _check_fingerprint(self, header: Header) -> None:
-        wanted = header.fingerprint
-        if wanted == self._fingerprint or header.quantizer == "lmcache":
-            return
-        if wanted == BUILT_IN:
+        if header.fingerprint not in self._tables:
+            has = "none" if self._profile is None else f"profile {self._fingerprint.hex()}"
             raise BlobError(
-                f"cachegen payload was written without a profile, this method has profile {self._fingerprint.hex()}",
-                hint="read it with option profile: null",
+                f"cachegen payload was written with profile {header.fingerprint.hex()}, this method has {has}",
+                hint="give option profile the path of the file with that fingerprint",
             )
-        has = "no profile" if self._fingerprint == BUILT_IN else f"profile {self._fingerprint.hex()}"
-        raise BlobError(
-            f"cachegen payload was written with profile {wanted.hex()}, this method has {has}",
-            hint="give option profile the path of the file with that fingerprint",
-        )
 
     def _open(self, payload: memoryview, layout: KVLayout, num_tokens: int, version: int) -> tuple[Array, Directory]:
         view = memoryview(payload).cast("B")

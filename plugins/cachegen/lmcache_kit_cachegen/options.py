@@ -28,7 +28,7 @@ class CacheGenOptions(Options, frozen=True):
         sink_tokens: first tokens of each chunk that ``uniform`` keeps 2 bits finer at levels 3 to 6; 4 when null.
         anchor_delta: code tokens as differences to the first of each 10, in channels where that is smaller.
         profile: path of a profile file for ``uniform``, made by ``lmcache-kit codec fit``. What was written with a
-            profile is read with it alone.
+            profile is read with that profile alone; what was written without one is read with any.
         backend: what does the arithmetic; the bytes are the same. ``auto`` is numba on the CPU.
         device: ``cpu``, ``gpu``, or ``auto``: where the KV is.
     """

@@ -22,6 +22,7 @@ from lmcache_kit_cachegen.sections import from_little, read_fixed, symbol_bits
 __all__ = ["Block", "decode_blocks"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
+Tables = Mapping[int, TableSet]
 Key = TypeVar("Key", bound=Hashable)
 
 
@@ -43,11 +44,11 @@ class Block:
             raise BlobError(f"cachegen block {self.index} is damaged: its checksum differs")
 
 
-def decode_blocks(blocks: Sequence[Block], tables: Mapping[int, TableSet], backend: str, elements: int) -> None:
+def decode_blocks(blocks: Sequence[Block], tables: Mapping[bytes, Tables], backend: str, elements: int) -> None:
     """Fill the ``out`` of every block. Raises BlobError.
 
     Args:
-        tables: those that the blocks were coded with.
+        tables: by the fingerprint of the profile; those of every block must be there.
         elements: about how many go into one call of a kernel.
     """
     for block in blocks:
@@ -61,7 +62,9 @@ def decode_blocks(blocks: Sequence[Block], tables: Mapping[int, TableSet], backe
         for alike in _grouped(by_mode.get(mode, ()), _settings_key).values():
             for some in _batches(alike, elements):
                 try:
-                    values = (_packed if mode is Mode.PACKED else _coded)(some, tables, backend)
+                    values = (_packed if mode is Mode.PACKED else _coded)(
+                        some, tables[some[0].header.fingerprint], backend
+                    )
                 except CorruptStreamError as error:
                     raise BlobError(f"cachegen block: {error}") from None
                 for block, value in zip(some, values, strict=True):
@@ -88,6 +91,7 @@ def _settings_key(block: Block) -> Hashable:
         header.refined_tokens,
         header.refine_bits,
         header.anchor_group,
+        header.fingerprint,
     )
 
 
@@ -97,7 +101,7 @@ def _batches(blocks: Sequence[Block], elements: int) -> Iterator[Sequence[Block]
         yield blocks[start : start + size]
 
 
-def _settings(blocks: Sequence[Block], tables: Mapping[int, TableSet]) -> kernel.Settings:
+def _settings(blocks: Sequence[Block], tables: Tables) -> kernel.Settings:
     header = blocks[0].header
     return kernel.Settings(
         quantizer=header.quantizer,
@@ -136,7 +140,7 @@ def _verbatim(block: Block) -> None:
     block.out[...] = from_little(block.data[None, :size], block.out.dtype).reshape(block.out.shape)
 
 
-def _packed(blocks: Sequence[Block], tables: Mapping[int, TableSet], backend: str) -> Array:
+def _packed(blocks: Sequence[Block], tables: Tables, backend: str) -> Array:
     arrays = _fixed(blocks)
     shape, dtype = blocks[0].out.shape, blocks[0].out.dtype
     count = shape[0] * shape[1]
@@ -160,7 +164,7 @@ def _packed(blocks: Sequence[Block], tables: Mapping[int, TableSet], backend: st
     return kernel.dequantize(quantized, _settings(blocks, tables), dtype, None, backend=backend)
 
 
-def _coded(blocks: Sequence[Block], tables: Mapping[int, TableSet], backend: str) -> Array:
+def _coded(blocks: Sequence[Block], tables: Tables, backend: str) -> Array:
     arrays = _fixed(blocks)
     runs = []
     for block, counts in zip(blocks, arrays["counts"], strict=True):

@@ -120,7 +120,7 @@ def _zero(blocks: Array, coded: kernel.Coded, indices: Array, header: Header) ->
         zero: Array = ~_nonzero(coded.scales[indices]).any(axis=1)
         return zero
     # Looking at every value only of blocks that may well be zero.
-    zero = (coded.inverses[indices] == _ONE) & ~coded.centres[indices].any(axis=1)
+    zero = np.asarray((coded.inverses[indices] == _ONE) & ~coded.centres[indices].any(axis=1))
     for place in np.flatnonzero(zero):
         zero[place] = not _nonzero(blocks[indices[place]]).any()
     return zero
