@@ -21,8 +21,10 @@ def weighted_sum(words: Array, first: int = 0) -> int:
     change of two words less than ``2**16`` apart.
     """
     total = 0
+    products = np.empty(min(words.size, _AT_ONCE), np.uint32)
     for start in range(0, words.size, _AT_ONCE):
-        part = words[start : start + _AT_ONCE].astype(np.uint32)
-        here = int(np.multiply(part, _WEIGHTS[: part.size]).sum(dtype=np.uint64))
-        total += here + 2 * (first + start) * int(part.sum(dtype=np.uint64))
+        part = words[start : start + _AT_ONCE]
+        weighted = np.multiply(part, _WEIGHTS[: part.size], out=products[: part.size])
+        # uint32 wraps, which is the modulus wanted.
+        total += int(weighted.sum(dtype=np.uint32)) + 2 * (first + start) * int(part.sum(dtype=np.uint32))
     return total % (1 << 32)

@@ -304,6 +304,7 @@ def test_arrays_that_do_not_fit_together(name):
 def test_settings_that_contradict_each_other():
     for wrong, match in [
         ({"levels": (63,)}, "15 or 31"),
+        ({"levels": ()}, "at least one block"),
         ({"quantizer": "paper"}, "lmcache or uniform"),
         ({"ratio": 5}, "belong to the uniform"),
         ({"refined_tokens": 4, "refine_bits": 2}, "belong to the uniform"),

@@ -25,8 +25,8 @@ def by_levels(settings: Settings) -> list[tuple[int, list[int]]]:
 
 
 def select(array: Array, some: Sequence[int]) -> Array:
-    """``array[some]``, without a copy where that is all of it."""
-    return array if len(some) == len(array) else array[some]
+    """``array[some]``, without a copy where that is all of it. Takes jax arrays, too."""
+    return array if len(some) == len(array) else array[np.asarray(some)]
 
 
 def join(settings: Settings, parts: Sequence[Coded]) -> Coded:

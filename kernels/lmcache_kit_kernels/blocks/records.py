@@ -51,6 +51,8 @@ class Settings:
         allowed = _LMCACHE_LEVELS if self.quantizer == "lmcache" else (LEVELS,)
         if self.quantizer not in ("lmcache", "uniform"):
             raise ValueError(f"quantizer must be lmcache or uniform, not {self.quantizer!r}")
+        if not self.levels:
+            raise ValueError("there must be at least one block")
         for levels in set(self.levels):
             if levels not in allowed:
                 raise ValueError(f"{self.quantizer} has {' or '.join(map(str, allowed))} levels, not {levels}")
