@@ -9,7 +9,7 @@ from lmcache_kit.scenario import catalog, find_scenario, load_scenario, shipped_
 
 
 def test_the_quickstart_ships() -> None:
-    assert {"quickstart", "synthetic", "tiers", "compress_lossy"} <= set(shipped_scenarios())
+    assert {"quickstart", "synthetic", "tiers", "compress_lossy", "compress_cachegen"} <= set(shipped_scenarios())
     assert find_scenario("quickstart") == shipped_scenarios()["quickstart"]
 
 
