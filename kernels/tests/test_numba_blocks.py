@@ -123,14 +123,15 @@ def test_shapes_folds_and_groups(shape, fold, group, quantizer):
     check(make("normal", 2, shape, ml_dtypes.bfloat16), settings_for(quantizer, shape, fold=fold, group=group))
 
 
+@pytest.mark.parametrize("anchors", [1, 2, 10, 11, 12, 13, 100])
 @pytest.mark.parametrize("quantizer", ["lmcache", "uniform"])
-def test_no_blocks(quantizer):
-    chosen = settings_for(quantizer, (0,), fold=2, anchor_group=3)
-    x = np.zeros((0, 4, 64), np.float16)
-    coded = encode(x, chosen, backend="numba")
-    assert [coded.states.shape, coded.counts.shape, coded.words.shape] == [(0, 32), (0, 1), (0,)]
-    assert decode(coded, chosen, x.dtype, backend="numba").shape == x.shape
-    assert dequantize(quantize(x, chosen, backend="numba"), chosen, x.dtype, backend="numba").shape == x.shape
+def test_anchors(quantizer, anchors):
+    shape = (2, 12, 64)
+    x = make("correlated", 8, shape, np.float32)
+    x[:, :, ::2] = make("normal", 9, shape, np.float32)[:, :, ::2]
+    chosen = settings_for(quantizer, shape, anchor_group=anchors)
+    assert check(x, chosen)
+    assert encode(x, chosen, backend="numba").flags.any() == (anchors > 1)
 
 
 @settings(max_examples=60, deadline=None)

@@ -33,7 +33,7 @@ def _weighted_sum(words: Array, first: int) -> int:
         word = np.uint32(words[index])
         plain = np.uint32(plain + word)
         total = np.uint32(total + np.uint32(word * np.uint32(np.uint32(index) * np.uint32(2) + np.uint32(1))))
-    return np.int64(np.uint32(total + np.uint32(plain * np.uint32(2 * first))))
+    return int(np.uint32(total + np.uint32(plain * np.uint32(2 * first))))
 
 
 def pack_bits(values: Array, width: int) -> Array:
@@ -93,4 +93,4 @@ def _unpack(packed: Array, width: int, values: Array) -> tuple[int, int]:
     most = np.int64(-1)
     for index in range(values.size):
         most = max(most, np.int64(values[index]))
-    return most, np.int64(bits)
+    return int(most), int(bits)

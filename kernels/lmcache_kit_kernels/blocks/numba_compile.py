@@ -28,7 +28,7 @@ def compiled(function: Function) -> Function:
 
 def inlined(function: Function) -> Function:
     """As :func:`compiled`, for a part of such functions: it costs no call, and constants passed to it fold."""
-    return cast("Function", numba.njit(nogil=True, error_model="numpy", forceinline=True)(function))
+    return cast("Function", numba.njit(nogil=True, error_model="numpy", inline="always")(function))
 
 
 def sealed(array: Array, dtype: Any = None) -> Array:

@@ -18,7 +18,7 @@ from lmcache_kit_kernels.blocks.numba_threads import over_blocks
 from lmcache_kit_kernels.blocks.records import Coded, Quantized, Settings
 from lmcache_kit_kernels.errors import CorruptStreamError
 from lmcache_kit_kernels.tables import ALPHABETS, NUM_TABLES, PROBABILITY_BITS, UNIT_GAIN, TableSet, decoding_table
-from lmcache_kit_kernels.uniform.arguments import LEVELS
+from lmcache_kit_kernels.uniform.arguments import LEVELS, ONE
 
 __all__ = ["decode", "dequantize", "encode", "quantize"]
 
@@ -111,6 +111,15 @@ def _quantized(blocks: Array, settings: Settings, first: int) -> Quantized:
         refinements,
         usable,
     )
+    if not usable.all():  # as the reference has it: a block of zeros
+        for array, value in (
+            (symbols, 0),
+            (exponents, 0),
+            (inverses, ONE),
+            (offsets, 0),
+            (refinements, 1 << settings.refine_bits >> 1),
+        ):
+            array[~usable] = value
     return Quantized(exponents, inverses, offsets, symbols, refinements if refined else None, usable)
 
 

@@ -33,6 +33,7 @@ _HALF_BITS = np.uint32(126 << 23)
 _LEAST_LMCACHE = np.uint32((127 - 100) << 23)
 _LEAST_UNIFORM = np.uint32((127 - 50) << 23)
 _LEAST_SQUARED = np.uint32((127 - 60) << 23)
+_ROUNDER = np.float32(1.5 * 2**23)  # a float32 of this size has no bits below 1
 _LEAST_NORMAL = np.float32(2.0**-126)
 _LEAST_INVERSE, _MOST_INVERSE = (127 - 100) << 7, (127 + 100) << 7
 _MOST_OFFSET = np.float32(32767)
@@ -50,6 +51,17 @@ def _float(bits: Any) -> Any:
 def _bits(value: Any) -> Any:
     """The pattern of a float32."""
     return np.float32(value).view(np.uint32)
+
+
+@inlined
+def _rint(value: Any) -> Any:
+    """A float32 rounded half to even. Beyond 2**22 in magnitude the result is only close."""
+    return np.float32(np.float32(value + _ROUNDER) - _ROUNDER)
+
+
+@inlined
+def _finite(value: Any) -> Any:
+    return np.uint32(_bits(value) & _MAGNITUDE) < _INFINITY
 
 
 @inlined
@@ -143,14 +155,15 @@ def lmcache_quantize(raw: Array, kind: int, levels: Array, symbols: Array, maxim
             line = symbols[block, token]
             if top != 0 and (top < _LEAST_LMCACHE or top >= _INFINITY):
                 usable[block] = False
-                line[:] = np.uint8(middle)
+                for c in range(channels):
+                    line[c] = np.uint8(middle)
                 continue
             factor = np.float32(0)
             if top != 0:
                 factor = middle / _float(top)
             for c in range(channels):
                 scaled = row[c] * factor
-                line[c] = np.uint8(np.int32(np.rint(scaled + middle)))
+                line[c] = np.uint8(np.int32(_rint(scaled + middle)))
 
 
 @inlined
@@ -189,6 +202,7 @@ def uniform_quantize(
 ) -> None:  # fmt: skip
     """Fill symbols uint8 ``[B, T, C]``, exponents uint8 ``[B, T]``, inverses uint16 ``[B]``, offsets int16 ``[B, C]``,
     refinements uint8 ``[B, R, C]`` (R = 0: none) and usable ``[B]``. ``given`` int64 holds M per block, or nothing.
+    What belongs to a block that is not usable is left undefined.
     """
     count, tokens, channels = symbols.shape
     row = np.empty(channels, np.float32)
@@ -209,7 +223,7 @@ def uniform_quantize(
             inverse = _float(inverse_bits << 16)
             inverses[block] = inverse_bits
             for c in range(channels):
-                moved[c] = np.rint(sums[c] * inverse)
+                moved[c] = _rint(sums[c] * inverse)
                 good = good and abs(moved[c]) <= _MOST_OFFSET
         if good:
             for c in range(channels):
@@ -218,21 +232,15 @@ def uniform_quantize(
                 raw, kind, start, inverse, moved, row, symbols[block], exponents[block], refinements[block], refine_bits
             )
         usable[block] = good
-        if not good:
-            # A block that the caller keeps as it is: anything of the right form.
-            inverses[block] = 0x3F80
-            offsets[block, :] = 0
-            exponents[block, :] = 0
-            symbols[block, :, :] = 0
-            refinements[block, :, :] = (1 << refine_bits) >> 1
 
 
 @inlined
 def _moments(raw: Array, kind: int, start: int, tokens: int, row: Array, sums: Array, squares: Array) -> Any:
     """Sums of values and squares per channel, token after token; returns the largest magnitude's pattern."""
     channels = row.size
-    sums[:] = 0
-    squares[:] = 0
+    for c in range(channels):
+        sums[c] = np.float32(0)
+        squares[c] = np.float32(0)
     top = np.uint32(0)
     for token in range(tokens):
         _widen(raw, kind, (start + token) * channels, row)
@@ -258,7 +266,7 @@ def _usable_moments(top: Any, sums: Array, squares: Array, tokens: int) -> bool:
     for c in range(sums.size):
         mean = sums[c] * share
         variance = _flushed(_flushed(squares[c] * share) - _flushed(mean * mean))
-        finite = finite and np.isfinite(sums[c]) and np.isfinite(squares[c]) and np.isfinite(variance)
+        finite = finite and _finite(sums[c]) and _finite(squares[c]) and _finite(variance)
         sums[c] = mean
         squares[c] = max(np.float32(0), variance)
     return finite and (top == 0 or top >= _LEAST_UNIFORM)
@@ -293,7 +301,7 @@ def _uniform_tokens(
             row[c] = row[c] * inverse - offsets[c]
             top = max(top, np.uint32(bits[c] & _MAGNITUDE))
         exponent, scale = 0, np.float32(1)
-        while np.rint(_float(top) * scale) > _MIDDLE:
+        while _rint(_float(top) * scale) > _MIDDLE:
             exponent += 1
             scale *= np.float32(0.5)
             if exponent > _MOST_EXPONENT:
@@ -301,15 +309,16 @@ def _uniform_tokens(
         exponents[token] = exponent
         line = symbols[token]
         for c in range(channels):
-            symbol = np.int32(np.rint(row[c] * scale))
+            symbol = np.int32(_rint(row[c] * scale))
             line[c] = np.uint8(symbol + np.int32(127) if symbol < 0 else symbol)
         if token < refinements.shape[0]:
             parts = np.float32(1 << refine_bits)
+            most = np.int32((1 << refine_bits) - 1)
             fine = refinements[token]
             for c in range(channels):
                 scaled = row[c] * scale
-                part = np.floor((scaled - np.rint(scaled) + np.float32(0.5)) * parts)
-                fine[c] = np.uint8(min(max(part, np.float32(0)), parts - np.float32(1)))
+                part = np.int32((scaled - _rint(scaled) + np.float32(0.5)) * parts)  # not negative: rounded down
+                fine[c] = np.uint8(min(part, most))
     return True
 
 

@@ -15,7 +15,6 @@ __all__ = ["decode", "encode", "entries_of"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-_WHOLE = 32  # lanes of a group in the usual case, for which the loops are unrolled
 _LOWER_BOUND = 1 << 16
 # An unsigned index spares the test for a negative one, which would count from the array's end.
 _at = np.uint64
@@ -95,16 +94,16 @@ def encode(
                 for lane in range(width):
                     table = np.int32(tables[block, part * lanes + first + lane])
                     base[part * width + lane] = firsts[block] + table * levels[block]
-            state[:] = _LOWER_BOUND
-            if width == _WHOLE:
-                position = _encode_steps(flat, first, lanes, steps, base, fold, _WHOLE, entries, state, run)
-            else:
-                position = _encode_steps(flat, first, lanes, steps, base, fold, width, entries, state, run)
+            for lane in range(width):
+                state[lane] = np.uint32(_LOWER_BOUND)
+            position = _encode_steps(flat, first, lanes, steps, base, fold, width, entries, state, run)
             count = steps * width - position
-            words[written : written + count] = run[position + 1 : position + 1 + count]
+            for index in range(count):
+                words[_at(written + index)] = run[_at(position + 1 + index)]
             written += count
             counts[block, number] = count
-            states[block, first : first + width] = state[:width]
+            for lane in range(width):
+                states[block, first + lane] = state[lane]
     return written
 
 
@@ -184,14 +183,7 @@ def decode(
             end = position + np.int64(counts[block, number])
             if end > words.size:
                 return 1
-            if width == _WHOLE:
-                position = _decode_steps(
-                    flat, first, lanes, steps, base, fold, _WHOLE, slots, state, words, position, end
-                )
-            else:
-                position = _decode_steps(
-                    flat, first, lanes, steps, base, fold, width, slots, state, words, position, end
-                )
+            position = _decode_steps(flat, first, lanes, steps, base, fold, width, slots, state, words, position, end)
             if position != end:
                 return 2
             for lane in range(width):

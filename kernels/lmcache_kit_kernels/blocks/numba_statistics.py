@@ -1,4 +1,8 @@
-"""Centres, anchors and tables of channels, compiled: from a quantizer's symbols to coded ones and back, in place."""
+"""Centres, anchors and tables of channels, compiled: from a quantizer's symbols to coded ones and back, in place.
+
+:mod:`lmcache_kit_kernels.statistics` has the definitions. Loops run over the channels of one token, in bytes, so that
+they are vectorised.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +29,7 @@ def describe(
     Args:
         symbols: uint8 ``[B, T, C]``, changed in place.
         levels: int32 ``[B]``.
-        centred: whether channels have centres (quantizer lmcache).
+        centred: whether to find centres and take them off (quantizer lmcache).
         anchor_group: tokens between anchors; 0 for none.
         alphabets: int32 ``[B]``: row of ``thresholds`` uint32 ``[K, 31]`` and ``covers`` uint8 ``[K, 64]``.
         centres: uint8 ``[B, C]``, filled if ``centred``.
@@ -35,38 +39,58 @@ def describe(
     count, tokens, channels = symbols.shape
     sums, other_sums = np.empty(channels, np.uint32), np.empty(channels, np.uint32)
     most, other_most = np.empty(channels, np.uint8), np.empty(channels, np.uint8)
+    mask, none = np.empty(channels, np.uint8), np.zeros(channels, np.uint8)
+    chosen = np.empty(channels, np.uint32)
     for block in range(count):
-        size = np.int32(levels[block])
+        wrap = np.uint8(levels[block])
         if centred:
-            _centre(symbols[block], size, sums, centres[block])
-            most[:] = 0
+            _centre(symbols[block], wrap, sums, centres[block])
+            for c in range(channels):
+                most[c] = 0  # all tables of these alphabets have all symbols
         else:
-            _magnitudes(symbols[block], size, sums, most)
+            _magnitudes(symbols[block], wrap, 0, none, sums, most)
         if anchor_group > 0:
-            _delta_magnitudes(symbols[block], size, anchor_group, other_sums, other_most)
+            _magnitudes(symbols[block], wrap, anchor_group, none, other_sums, other_most)
             flag = flags[block]
             for c in range(channels):
                 flag[c] = other_sums[c] < sums[c]
+                mask[c] = 0xFF if flag[c] else 0
                 if flag[c]:
                     sums[c] = other_sums[c]
                     most[c] = 0 if centred else other_most[c]
-            _to_deltas(symbols[block], size, anchor_group, flag)
-        _choose(sums, most, tokens, thresholds[alphabets[block]], covers[alphabets[block]], tables[block])
+            _to_deltas(symbols[block], wrap, anchor_group, mask)
+        _choose(sums, most, tokens, thresholds[alphabets[block]], covers[alphabets[block]], chosen, tables[block])
 
 
 @inlined
-def _centre(symbols: Array, size: int, sums: Array, centres: Array) -> None:
+def _less(symbol: Any, less: Any, wrap: Any) -> Any:
+    """``(symbol - less) mod wrap`` of uint8 operands below ``wrap``."""
+    moved = np.uint8(symbol - less)
+    return np.uint8(moved + wrap) if symbol < less else moved
+
+
+@inlined
+def _more(symbol: Any, more: Any, wrap: Any) -> Any:
+    """``(symbol + more) mod wrap`` of uint8 operands below ``wrap``."""
+    moved = np.uint8(symbol + more)
+    return np.uint8(moved - wrap) if moved >= wrap else moved
+
+
+@inlined
+def _centre(symbols: Array, wrap: Any, sums: Array, centres: Array) -> None:
     """Fill ``centres`` with mean symbols and ``sums`` with distances from them; take the centres off ``symbols``."""
     tokens, channels = symbols.shape
-    sums[:] = 0
+    for c in range(channels):
+        sums[c] = 0
     for token in range(tokens):
         line = symbols[token]
         for c in range(channels):
             sums[c] += np.uint32(line[c])
     for c in range(channels):
-        centres[c] = np.uint8((2 * np.int64(sums[c]) + tokens) // (2 * tokens))
-    sums[:] = 0
-    wrap = np.uint8(size)
+        # In float64 a quotient of such integers cannot round up to the next one; unlike the integers' it has a vector
+        # instruction.
+        centres[c] = np.uint8(np.int32(np.float64(2 * np.int64(sums[c]) + tokens) / np.float64(2 * tokens)))
+        sums[c] = 0
     for token in range(tokens):
         line = symbols[token]
         for c in range(channels):
@@ -77,89 +101,73 @@ def _centre(symbols: Array, size: int, sums: Array, centres: Array) -> None:
 
 
 @inlined
-def _magnitudes(symbols: Array, size: int, sums: Array, most: Array) -> None:
-    """Sums and maxima of the signed residues' magnitudes."""
+def _magnitudes(symbols: Array, wrap: Any, anchor_group: int, none: Array, sums: Array, most: Array) -> None:
+    """Sums and maxima of the magnitudes of signed residues; with an anchor group, of tokens less their anchor.
+
+    ``none`` holds zeros, which is what an anchor has taken off.
+    """
     tokens, channels = symbols.shape
-    sums[:] = 0
-    most[:] = 0
-    wrap = np.uint8(size)
+    for c in range(channels):
+        sums[c] = 0
+        most[c] = 0
     for token in range(tokens):
         line = symbols[token]
+        place = token % anchor_group if anchor_group > 0 else 0
+        anchor = symbols[token - place] if place else none
         for c in range(channels):
-            magnitude = min(line[c], np.uint8(wrap - line[c]))
-            most[c] = max(most[c], magnitude)
-            sums[c] += np.uint32(magnitude)
-
-
-@inlined
-def _delta_magnitudes(symbols: Array, size: int, anchor_group: int, sums: Array, most: Array) -> None:
-    """As :func:`_magnitudes`, of the differences from each group's first token."""
-    tokens, channels = symbols.shape
-    sums[:] = 0
-    most[:] = 0
-    wrap = np.uint8(size)
-    for token in range(tokens):
-        line = symbols[token]
-        anchor = symbols[token - token % anchor_group]
-        first = token % anchor_group == 0
-        for c in range(channels):
-            reference = np.uint8(0) if first else anchor[c]
-            moved = np.uint8(line[c] - reference)
-            moved = np.uint8(moved + wrap) if line[c] < reference else moved
+            moved = _less(line[c], anchor[c], wrap)
             magnitude = min(moved, np.uint8(wrap - moved))
             most[c] = max(most[c], magnitude)
             sums[c] += np.uint32(magnitude)
 
 
 @inlined
-def _to_deltas(symbols: Array, size: int, anchor_group: int, flags: Array) -> None:
+def _to_deltas(symbols: Array, wrap: Any, anchor_group: int, mask: Array) -> None:
     tokens, channels = symbols.shape
-    wrap = np.uint8(size)
     for token in range(tokens):
-        if token % anchor_group == 0:
-            continue
-        line = symbols[token]
-        anchor = symbols[token - token % anchor_group]
-        for c in range(channels):
-            reference = anchor[c] if flags[c] else np.uint8(0)
-            moved = np.uint8(line[c] - reference)
-            line[c] = np.uint8(moved + wrap) if line[c] < reference else moved
+        place = token % anchor_group
+        if place:
+            line, anchor = symbols[token], symbols[token - place]
+            for c in range(channels):
+                line[c] = _less(line[c], np.uint8(anchor[c] & mask[c]), wrap)
 
 
 @inlined
-def _choose(sums: Array, most: Array, tokens: int, thresholds: Array, cover: Array, tables: Array) -> None:
+def _choose(
+    sums: Array, most: Array, tokens: int, thresholds: Array, cover: Array, chosen: Array, tables: Array
+) -> None:
     channels = sums.size
     for c in range(channels):
-        sums[c] = np.uint32(np.int64(sums[c]) * _SPREAD_UNIT // tokens)
-        tables[c] = 0
+        chosen[c] = 0
     for i in range(thresholds.size):
-        threshold = thresholds[i]
+        # floor(1024 * sum / T) >= threshold, without a division per channel.
+        least = (np.int64(thresholds[i]) * tokens + (_SPREAD_UNIT - 1)) // _SPREAD_UNIT
+        bound = np.uint32(min(least, 0xFFFFFFFF))
         for c in range(channels):
-            tables[c] += np.uint8(sums[c] >= threshold)
+            chosen[c] += np.uint32(1) if sums[c] >= bound else np.uint32(0)
     for c in range(channels):
-        tables[c] = max(tables[c], cover[most[c]])
+        tables[c] = max(np.uint8(chosen[c]), cover[most[c]])
 
 
 @compiled
 def restore(symbols: Array, levels: Array, centred: bool, anchor_group: int, centres: Array, flags: Array) -> None:
     """Turn coded symbols back into the quantizer's, in place. Symbols and centres must be below ``levels``."""
     count, tokens, channels = symbols.shape
+    mask = np.empty(channels, np.uint8)
     for block in range(count):
-        wrap = np.uint32(levels[block])
+        wrap = np.uint8(levels[block])
         if anchor_group > 0:
-            flag = flags[block]
+            for c in range(channels):
+                mask[c] = 0xFF if flags[block, c] else 0
             for token in range(tokens):
-                if token % anchor_group == 0:
-                    continue
-                line = symbols[block, token]
-                anchor = symbols[block, token - token % anchor_group]
-                for c in range(channels):
-                    moved = np.uint32(line[c]) + (np.uint32(anchor[c]) if flag[c] else np.uint32(0))
-                    line[c] = np.uint8(moved - wrap if moved >= wrap else moved)
+                place = token % anchor_group
+                if place:
+                    line, anchor = symbols[block, token], symbols[block, token - place]
+                    for c in range(channels):
+                        line[c] = _more(line[c], np.uint8(anchor[c] & mask[c]), wrap)
         if centred:
             centre = centres[block]
             for token in range(tokens):
                 line = symbols[block, token]
                 for c in range(channels):
-                    moved = np.uint32(line[c]) + np.uint32(centre[c])
-                    line[c] = np.uint8(moved - wrap if moved >= wrap else moved)
+                    line[c] = _more(line[c], centre[c], wrap)

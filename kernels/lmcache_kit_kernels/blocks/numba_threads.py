@@ -34,8 +34,8 @@ def over_blocks(count: int, elements: int, work: Callable[[slice], Result]) -> l
     """
     cores = usable_cores()
     length = max(1, min(_AT_ONCE // max(1, elements), -(-count // cores)))
-    ranges = [slice(start, min(count, start + length)) for start in range(0, count, length)] or [slice(0, 0)]
-    if len(ranges) == 1 or cores == 1:
+    ranges = [slice(start, min(count, start + length)) for start in range(0, count, length)]
+    if len(ranges) <= 1 or cores == 1:
         return [work(some) for some in ranges]
     return list(_shared_pool(cores).map(work, ranges))
 
