@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from lmcache_kit.contracts.compression import CompressionMethod, SupportsLayerwise
+from lmcache_kit.contracts.compression import CompressionMethod, SupportsBatches, SupportsLayerwise
 from lmcache_kit.contracts.records import CompressionPlugin
 from lmcache_kit.contracts.storage import Buffer
 from lmcache_kit.errors import BlobError, UnknownNameError
 from lmcache_kit.kv.blob import Blob, BlobHeader, pack_blob, unpack_blob
 from lmcache_kit.kv.keys import ChunkKey
-from lmcache_kit.kv.layout import KVTensor
+from lmcache_kit.kv.layout import KVLayout, KVTensor
 from lmcache_kit.plugins import PluginRegistry, registry
 
 __all__ = ["CodecSet", "verify_decoded"]
@@ -72,6 +73,12 @@ class CodecSet:
         codec = self.get(method)
         return self.pack(codec.encode(kv), kv, key, method)
 
+    def encode_many(self, kvs: Sequence[KVTensor], keys: Sequence[ChunkKey], method: str) -> list[bytes]:
+        """The blobs of ``kvs`` under ``method``, in one call of a method that can."""
+        codec = self.get(method)
+        payloads = codec.encode_many(kvs) if isinstance(codec, SupportsBatches) else [codec.encode(kv) for kv in kvs]
+        return [self.pack(payload, kv, key, method) for payload, kv, key in zip(payloads, kvs, keys, strict=True)]
+
     def pack(self, payload: Buffer, kv: KVTensor, key: ChunkKey, method: str) -> bytes:
         """The blob around a payload that ``method`` made of ``kv``."""
         header = BlobHeader(method, self.get(method).version, kv.layout, kv.num_tokens, key)
@@ -89,6 +96,29 @@ class CodecSet:
         if kv.layout != header.layout or kv.num_tokens != header.num_tokens:
             raise BlobError(f"{header.codec} decoded chunk {header.key.name()} to another shape than its header says")
         return kv
+
+    def decode_blobs(self, blobs: Sequence[Blob]) -> list[KVTensor]:
+        """KV of unpacked blobs; those of one method, version and layout in one call of a method that can.
+
+        Raises BlobError when any one cannot be decoded.
+        """
+        alike: dict[tuple[str, int, KVLayout], list[int]] = defaultdict(list)
+        for place, blob in enumerate(blobs):
+            header = blob.header
+            alike[header.codec, header.codec_version, header.layout].append(place)
+        decoded: dict[int, KVTensor] = {}
+        for (_, version, layout), places in alike.items():
+            first = blobs[places[0]].header
+            with self._blamed_on_the_bytes(first) as method:
+                if len(places) == 1 or not isinstance(method, SupportsBatches):
+                    decoded.update((place, self.decode_blob(blobs[place])) for place in places)
+                    continue
+                tokens = [blobs[place].header.num_tokens for place in places]
+                kvs = method.decode_many([blobs[place].payload for place in places], layout, tokens, version)
+            if [(kv.layout, kv.num_tokens) for kv in kvs] != [(layout, count) for count in tokens]:
+                raise BlobError(f"{first.codec} decoded {len(places)} chunks to other shapes than their headers say")
+            decoded.update(zip(places, kvs, strict=True))
+        return [decoded[place] for place in range(len(blobs))]
 
     def decode_into(self, blob: Blob, target: np.ndarray[Any, np.dtype[Any]]) -> None:
         """KV of an unpacked blob into ``target`` ``[L, P, T', H, D]``, its first ``T'`` tokens. Raises BlobError.

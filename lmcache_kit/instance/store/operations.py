@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Iterator, Sequence, Set
-from dataclasses import dataclass
 from typing import Protocol
 
 from lmcache_kit.contracts.storage import Buffer
@@ -19,10 +18,11 @@ from lmcache_kit.errors import (
 )
 from lmcache_kit.instance.core.cache import CacheCore
 from lmcache_kit.instance.core.tiers import Entry, TierState
-from lmcache_kit.instance.store.codecs import CodecSet, verify_decoded
+from lmcache_kit.instance.store.codecs import CodecSet
 from lmcache_kit.instance.store.execution import Signal, Work
 from lmcache_kit.instance.store.jobs import Job
 from lmcache_kit.instance.store.reader import check_header
+from lmcache_kit.instance.store.recoding import Recoded, Recoder
 from lmcache_kit.instance.store.tier_io import TierIO
 from lmcache_kit.instance.store.writer import Writer
 from lmcache_kit.kv.blob import unpack_blob
@@ -45,12 +45,6 @@ class PeerLink(Protocol):
     def is_self(self, peer_url: str) -> bool:
         """Whether the address is this instance's own."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class _Recoded:
-    blob: bytes
-    before: int
 
 
 class Operations:
@@ -76,6 +70,7 @@ class Operations:
         self._signal = signal
         self._writer = writer
         self._codecs = codecs
+        self._recoder = Recoder(codecs, layout)
         self._layout = layout
         self._peers = peers
 
@@ -109,8 +104,13 @@ class Operations:
     async def recode(self, job: Job, tier: int, keys: Sequence[ChunkKey], method: str, source: str | None) -> None:
         """Put every chunk into ``method``; only those that are in ``source`` when it is given."""
         job.device = (await self._work.call(self._codecs.get, source or method)).device
+        together = await self._work.call(self._recoder.batches, source or method)
+        ahead: dict[str, tuple[Entry, Recoded]] = {}
+        looked = 0
         same = gone = other = 0
-        for key in keys:
+        for place, key in enumerate(keys):
+            if together and place >= looked:
+                ahead, looked = await self._look_ahead(tier, keys, place, method, source)
             entry = self._core.acquire(tier, key.name())
             if entry is None:
                 gone += 1
@@ -122,7 +122,9 @@ class Operations:
                     job.add(tokens=entry.num_tokens, before=entry.nbytes, after=entry.nbytes)
                     same += 1
                 else:
-                    gone += not await self._recode_one(job, tier, entry, method)
+                    known = ahead.pop(key.name(), None)
+                    new = known[1] if known is not None and known[0] is entry else None
+                    gone += not await self._recode_one(job, tier, entry, method, new)
             finally:
                 self._core.release(tier, entry)
                 self._signal.notify()
@@ -133,11 +135,48 @@ class Operations:
         if other:
             job.notes.append(f"{other} of {len(keys)} chunks were put into another method before their turn")
 
-    async def _recode_one(self, job: Job, tier: int, entry: Entry, method: str) -> bool:
-        """Whether the object was still there to be replaced."""
+    async def _look_ahead(
+        self, tier: int, keys: Sequence[ChunkKey], place: int, method: str, source: str | None
+    ) -> tuple[dict[str, tuple[Entry, Recoded]], int]:
+        """Put the next few chunks into ``method`` together, without replacing any; and say where the rest begin.
+
+        Each is then replaced in its turn if it is still the same object. All are let go of before: making room for one
+        may have to wait for the readers of another.
+        """
+        found: list[tuple[Buffer, Entry]] = []
+        held: list[Entry] = []
+        try:
+            stop = len(keys)
+            while place < stop:
+                entry = self._core.acquire(tier, keys[place].name())
+                place += 1
+                if entry is None:
+                    continue
+                held.append(entry)
+                if entry.codec == method or (source is not None and entry.codec not in (source, "")):
+                    continue
+                try:
+                    found.append((await self._read(tier, entry), entry))
+                except LMCacheKitError:
+                    break  # its turn comes, and tells
+                if len(found) == 1:
+                    stop = min(stop, place - 1 + self._recoder.at_once(entry.num_tokens))
+            if len(found) < 2:
+                return {}, place
+            recoded = await self._work.call(self._recoder.many, found, method)
+        finally:
+            for entry in held:
+                self._core.release(tier, entry)
+            self._signal.notify()
+        entries = {entry.name: entry for _, entry in found}
+        return {name: (entries[name], new) for name, new in recoded.items()}, place
+
+    async def _recode_one(self, job: Job, tier: int, entry: Entry, method: str, new: Recoded | None) -> bool:
+        """Whether the object was still there to be replaced; by ``new`` where it was recoded ahead of its turn."""
         with _naming(entry):
-            blob = await self._read(tier, entry)
-            new = await self._work.call(self._recoded, blob, entry, method)
+            if new is None:
+                blob = await self._read(tier, entry)
+                new = await self._work.call(self._recoder.one, blob, entry, method)
             if new is None:
                 self._core.learn(tier, entry, nbytes=memoryview(blob).nbytes, codec=method)
                 job.add(tokens=entry.num_tokens, before=entry.nbytes, after=entry.nbytes)
@@ -152,19 +191,6 @@ class Operations:
         if blob is None:
             raise NotFoundError(f"{self._io.tiers[tier].location} does not have it any more")
         return blob
-
-    def _recoded(self, data: Buffer, entry: Entry, method: str) -> _Recoded | None:
-        """The chunk in ``method``, verified by decoding it; None when it is in that method already."""
-        blob = unpack_blob(data)
-        check_header(blob.header, entry.key, self._layout, entry.num_tokens)
-        if blob.header.codec == method:
-            return None
-        kv = self._codecs.decode_blob(blob)
-        new = self._codecs.encode(kv, entry.key, method)
-        wrong = verify_decoded(kv, self._codecs.decode(new), lossless=self._codecs.lossless(method))
-        if wrong is not None:
-            raise BlobError(f"{method} does not pass its check: {wrong}", hint="the chunk was left as it was")
-        return _Recoded(new, memoryview(data).nbytes)
 
     # --- move --------------------------------------------------------------------------------------------------------
 
