@@ -90,7 +90,7 @@ def test_zeros_outliers_and_values_that_cannot_be_scaled(backend, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("channels", [1, 64, 1100])
+@pytest.mark.parametrize("channels", [1, 1100])
 def test_backends_agree_bit_for_bit(other, dtype, channels):
     rng = np.random.default_rng(channels)
     x = np.concatenate([random_bits(rng, dtype, (2, 6, channels)), normal(rng, dtype, (2, 3, channels))], axis=1)
