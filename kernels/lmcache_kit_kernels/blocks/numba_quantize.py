@@ -212,7 +212,7 @@ def uniform_quantize(
         start = block * tokens
         top = _moments(raw, kind, start, tokens, row, sums, squares)
         inverse_bits = np.int64(0)
-        good = _usable_moments(top, sums, squares, tokens)
+        good: Any = _usable_moments(top, sums, squares, tokens)
         if top != 0:
             mean_log = given[block] if given.size else np.int64(_mean_log(sums, squares))
             inverse_bits = np.int64(ratio) + 8128 - (mean_log >> 1)
@@ -269,18 +269,19 @@ def _usable_moments(top: Any, sums: Array, squares: Array, tokens: int) -> bool:
         finite = finite and _finite(sums[c]) and _finite(squares[c]) and _finite(variance)
         sums[c] = mean
         squares[c] = max(np.float32(0), variance)
-    return finite and (top == 0 or top >= _LEAST_UNIFORM)
+    return bool(finite and (top == 0 or top >= _LEAST_UNIFORM))
 
 
 @inlined
 def _mean_log(means: Array, variances: Array) -> Any:
     """Mean of the variances' patterns: their mean logarithm, with channels that hardly vary lifted to a floor."""
-    most, most_mean = np.int64(0), np.int64(0)
+    most: Any = np.int64(0)
+    most_mean: Any = np.int64(0)
     for c in range(means.size):
         most = max(most, np.int64(_pattern(variances[c])))
         most_mean = max(most_mean, np.int64(_pattern(_flushed(means[c] * means[c]))))
     floor = max(most - 16 * 128, most_mean - 18 * 128, 0)
-    total = np.int64(0)
+    total: Any = np.int64(0)
     for c in range(means.size):
         total += max(np.int64(_pattern(variances[c])), floor)
     return total // means.size

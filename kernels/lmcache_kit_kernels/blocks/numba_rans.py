@@ -37,7 +37,7 @@ def _encode_steps(
             x = state[_at(lane)]
             moves = x >= np.uint32(frequency << np.uint32(22))
             run[_at(position)] = np.uint16(x)
-            position -= np.int64(moves)
+            position -= int(moves)
             x = np.uint32(x >> np.uint32(16)) if moves else x
             quotient = np.uint32((np.uint64(x) * (entry >> np.uint64(20))) >> np.uint64(42))
             state[_at(lane)] = np.uint32(x + quotient * np.uint32(np.uint32(1024) - frequency) + start)
@@ -132,7 +132,7 @@ def _decode_steps(
                 filled = np.uint32(np.uint32(x << np.uint32(16)) | np.uint32(words[_at(position)]))
                 hungry = x < np.uint32(_LOWER_BOUND)
                 state[_at(lane)] = filled if hungry else x
-                position += np.int64(hungry)
+                position += int(hungry)
         else:
             for lane in range(width):
                 x = _step_back(slots, base[_at(column + lane)], state[_at(lane)], symbols, row + lane)
@@ -180,7 +180,7 @@ def decode(
                 state[lane] = states[block, first + lane]
                 if state[lane] < _LOWER_BOUND:
                     return 3
-            end = position + np.int64(counts[block, number])
+            end = position + int(counts[block, number])
             if end > words.size:
                 return 1
             position = _decode_steps(flat, first, lanes, steps, base, fold, width, slots, state, words, position, end)

@@ -141,7 +141,7 @@ def _choose(
         chosen[c] = 0
     for i in range(thresholds.size):
         # floor(1024 * sum / T) >= threshold, without a division per channel.
-        least = (np.int64(thresholds[i]) * tokens + (_SPREAD_UNIT - 1)) // _SPREAD_UNIT
+        least: Any = (np.int64(thresholds[i]) * tokens + (_SPREAD_UNIT - 1)) // _SPREAD_UNIT
         bound = np.uint32(min(least, 0xFFFFFFFF))
         for c in range(channels):
             chosen[c] += np.uint32(1) if sums[c] >= bound else np.uint32(0)
