@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +16,19 @@ from lmcache_kit.plugins import PluginRegistry
 __all__ = ["Choice", "choose_methods", "on_cpu"]
 
 DEVICE = "device"
-CPU = "cpu"
+CPU, GPU = "cpu", "gpu"
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A method with its options, not made yet; ``given`` are those that the user set."""
+    """A method with its options, not made yet.
+
+    Args:
+        record: the method's.
+        options: all of them.
+        given: those that the user set.
+        device: the one that was asked for, if any; a method may know others than ``cpu`` and ``gpu``.
+    """
 
     record: CompressionPlugin
     options: Options
@@ -44,7 +51,7 @@ class Choice:
         except Exception as error:  # third-party code, such as a library that is not installed
             reason = " ".join(str(error).split())
             raise PluginError(f"{self.name} cannot be made: {type(error).__name__}: {reason}") from error
-        if self.device is not None and on_cpu(method) is not (self.device == CPU):
+        if self.device in (CPU, GPU) and on_cpu(method) is not (self.device == CPU):
             raise ConfigError(f"{self.name} runs on {method.device}, not on device {self.device!r}")
         return method
 
@@ -57,12 +64,12 @@ def on_cpu(method: CompressionMethod) -> bool:
 def choose_methods(
     plugins: PluginRegistry, names: Sequence[str], values: Mapping[str, Any]
 ) -> tuple[list[Choice], dict[str, str]]:
-    """The methods called ``names`` with the options ``values``; without names, all that have those options.
+    """The methods called ``names`` with the options ``values``; without names, all that take those options.
 
     Returns the choices, and the methods that were left out, each with the reason. ``device=cpu`` needs no option of a
     method that works on the CPU anyway.
 
-    Raises UnknownNameError, and ConfigError for an option that a named method, or every method, does not have.
+    Raises UnknownNameError, and ConfigError for an option that a named method, or every method, does not take.
     """
     chosen, left_out = [], {}
     for name in names or plugins.names(CompressionPlugin.kind):
@@ -79,10 +86,18 @@ def choose_methods(
         given = dict(values)
         if DEVICE not in _fields(record):
             given.pop(DEVICE, None)
-        chosen.append(Choice(record, plugins.options(record, given), given, values.get(DEVICE)))
+        try:
+            options = plugins.options(record, given)
+        except ConfigError as error:
+            if names:
+                raise
+            left_out[name] = error.message
+            continue
+        chosen.append(Choice(record, options, given, values.get(DEVICE)))
     if not chosen:
+        wanted = " and ".join(f"{name}={value}" for name, value in values.items())
         raise ConfigError(
-            f"no compression method that is installed has the option {' and the option '.join(map(repr, values))}",
+            f"no compression method that is installed takes {wanted}",
             hint="`lmcache-kit plugins show METHOD` lists a method's options",
         )
     return chosen, left_out
@@ -92,6 +107,7 @@ def _fields(record: CompressionPlugin) -> set[str]:
     return {field.encode_name for field in msgspec.structs.fields(record.options)}
 
 
-def _missing(record: CompressionPlugin, values: Iterable[str] | Mapping[str, Any]) -> list[str]:
+def _missing(record: CompressionPlugin, values: Mapping[str, Any]) -> list[str]:
+    """The options that the record does not have and would need."""
     known = _fields(record)
-    return [name for name in values if name not in known and not (name == DEVICE and values[name] == CPU)]  # type: ignore[index]
+    return [name for name, value in values.items() if name not in known and (name, value) != (DEVICE, CPU)]

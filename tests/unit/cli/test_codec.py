@@ -25,7 +25,7 @@ SMALL = ["--shape", "2,2,4,2,8", "--seconds", "0"]
 
 class DialOptions(Options, frozen=True):
     level: int = 2
-    device: Literal["cpu", "gpu"] = "cpu"
+    device: Literal["auto", "cpu", "gpu"] = "cpu"
     broken: bool = False
 
 
@@ -37,7 +37,7 @@ class Dial(NaiveMethod):
     def __init__(self, options: DialOptions) -> None:
         if options.broken:
             raise ModuleNotFoundError("no such library")
-        self.device = "cpu" if options.device == "cpu" else "gpu:0"
+        self.device = "gpu:0" if options.device == "gpu" else "cpu"
 
     def fit(self, samples) -> bytes:
         return str(sum(sample.num_tokens for sample in samples)).encode()
@@ -60,7 +60,7 @@ class Gpu(Dial):
 
 def dial(options: Options) -> CompressionMethod:
     assert isinstance(options, DialOptions)
-    return Dial(options) if options.device == "cpu" else Gpu(options)
+    return Gpu(options) if options.device == "gpu" else Dial(options)
 
 
 @pytest.fixture(autouse=True)
@@ -126,6 +126,17 @@ def test_without_names_only_methods_with_the_option_are_measured(capsys) -> None
     document, said = bench(capsys, *SMALL, "--level", "3")
     assert [result["method"] for result in document["results"]] == ["dial", "zstd"]
     assert said.splitlines() == ["left out: fp8: no option level", "left out: naive: no option level"]
+
+
+def test_without_names_a_value_that_a_method_does_not_take_leaves_it_out(capsys) -> None:
+    document, said = bench(capsys, *SMALL, "--level", "99")
+    assert [result["method"] for result in document["results"]] == ["dial"]
+    assert "left out: zstd: options of compression plugin 'zstd': Expected `int` <= 22" in said
+
+
+def test_a_method_may_choose_its_device(capsys) -> None:
+    document, _ = bench(capsys, *SMALL, "--method", "dial", "--set", "device=auto")
+    assert document["results"][0]["device"] == "cpu"
 
 
 @pytest.mark.parametrize("arguments", [["--method", "zstd"], ["--method", "zstd", "--method", "dial"]])
@@ -199,7 +210,7 @@ def test_a_file(capsys, tmp_path: Path, dtype: str) -> None:
         (["--method", "zsdt"], "unknown compression plugin 'zsdt'"),
         (["--method", "fp8", "--level", "3"], "compression plugin 'fp8' has no option 'level'"),
         (["--method", "zstd", "--set", "levle=3"], "compression plugin 'zstd' has no option 'levle'"),
-        (["--set", "levle=3"], "no compression method that is installed has the option 'levle'"),
+        (["--set", "levle=3"], "no compression method that is installed takes levle=3"),
         (["--method", "zstd", "--level", "99"], "options of compression plugin 'zstd': Expected `int` <= 22"),
         (["--method", "zstd", "--device", "gpu"], "'zstd' runs on the CPU only: it has no option 'device'"),
         (["--method", "zstd", "--set", "device=gpu"], "'zstd' runs on the CPU only: it has no option 'device'"),
