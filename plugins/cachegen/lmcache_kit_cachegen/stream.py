@@ -28,7 +28,7 @@ class LayerStream:
                 use(layer)
         stream.finish()
 
-    A payload begins with what every layer needs (header, directory and the blocks' fixed parts, about a tenth of it);
+    A payload begins with what every layer needs (header, directory and the blocks' fixed parts, a small part of it);
     after that each layer is complete with its own bytes. Bytes of layers that were handed out are not kept.
 
     Args:

@@ -117,11 +117,10 @@ def _zero(blocks: Array, coded: kernel.Coded, indices: Array, header: Header) ->
     """bool ``[B]``: which blocks hold nothing but zeros. Refinement could not give those back: its cells have no middle
     at zero."""
     if header.quantizer == "lmcache":
-        zero: Array = ~_nonzero(coded.scales[indices]).any(axis=1)
-        return zero
+        return np.asarray(~_nonzero(coded.scales[indices]).any(axis=1))
     # Looking at every value only of blocks that may well be zero.
-    zero = np.asarray((coded.inverses[indices] == _ONE) & ~coded.centres[indices].any(axis=1))
-    for place in np.flatnonzero(zero):
+    zero = np.zeros(len(indices), dtype=bool)
+    for place in np.flatnonzero((coded.inverses[indices] == _ONE) & ~coded.centres[indices].any(axis=1)):
         zero[place] = not _nonzero(blocks[indices[place]]).any()
     return zero
 

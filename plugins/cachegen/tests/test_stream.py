@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -104,3 +106,12 @@ def test_another_version_is_refused():
     stream = LayerStream(METHOD, LAYOUT, TOKENS, version=2)
     with pytest.raises(BlobError, match="version 2"):
         stream.feed(PAYLOAD)
+
+
+def test_the_code_in_the_document_runs(capsys):
+    page = (Path(__file__).parents[3] / "docs" / "reference" / "cachegen.md").read_text()
+    code = re.search(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert code is not None
+    exec(code[1], {})
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == [str(layer) for layer in range(1, 9)]
