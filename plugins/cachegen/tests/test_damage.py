@@ -25,6 +25,7 @@ HEAD = head_size(LAYOUT)
 METHODS = {
     "lmcache": (CacheGen(CacheGenOptions(backend="numpy", quantizer="lmcache", anchor_delta=True)), 30),
     "uniform": (CacheGen(CacheGenOptions(backend="numpy", sink_tokens=0, anchor_delta=True)), 2),
+    "compiled": (CacheGen(CacheGenOptions(backend="numba", level=3, sink_tokens=3, anchor_delta=True)), 25),
     "refined": (CacheGen(CacheGenOptions(backend="numpy", level=2)), 12),
 }
 
