@@ -16,7 +16,7 @@ import numpy as np
 from lmcache_kit_kernels.blocks.pallas_decode import decode as decode_kernel
 from lmcache_kit_kernels.blocks.pallas_encode import MAX_FOLD, SYMBOLS
 from lmcache_kit_kernels.blocks.pallas_encode import encode as encode_kernel
-from lmcache_kit_kernels.blocks.pallas_rows import channel_sums, residual_maxima, token_scales
+from lmcache_kit_kernels.blocks.pallas_rows import channel_sums, residual_maxima, token_maxima
 from lmcache_kit_kernels.blocks.records import Settings
 from lmcache_kit_kernels.compaction.pallas_kernel import compact, run_starts
 from lmcache_kit_kernels.pallas_tools import unsigned_of
@@ -190,8 +190,10 @@ def _encode(
             refinements = jnp.where(usable[:, None, None], rest, 1 << refine_bits >> 1).astype(jnp.uint8)
         scales, inverses = exponents.astype(jnp.uint8), inverse_bits.astype(jnp.uint16)
     else:
-        scales, row = token_scales(blocks, info, interpret=interpret)
+        scales = token_maxima(blocks, interpret=interpret)
         usable = jnp.all(_in_domain(scales), axis=1)
+        middle = jnp.broadcast_to(info[:, :1] // 2, scales.shape)
+        row = jnp.where(usable[:, None], exact_ratio(middle, scales.astype(jnp.float32), unroll=True), 0)
         inverses = jnp.zeros((count,), jnp.uint16)
         inverse, offsets = jnp.zeros((count,), jnp.float32), jnp.zeros((count, channels), jnp.float32)
     info = info.at[:, 3].set(usable.astype(jnp.int32))
@@ -269,7 +271,7 @@ def _decode(
     if uniform_quantizer:
         row = power_of_two(coded.scales.astype(jnp.int32))
         inverse = uniform.inverse_traced(coded.inverses)
-        step = exact_ratio(jnp.ones(inverse.shape, jnp.int32), inverse)
+        step = exact_ratio(jnp.ones(inverse.shape, jnp.int32), inverse, unroll=True)
         scale = jnp.stack([step, jnp.zeros_like(step)], axis=1)
         centres = coded.centres.astype(jnp.float32)
     else:

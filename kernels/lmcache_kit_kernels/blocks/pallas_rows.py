@@ -13,9 +13,8 @@ from jax.experimental.pallas import triton as plgpu
 from lmcache_kit_kernels.blocks.pallas_encode import over_tokens
 from lmcache_kit_kernels.blocks.pallas_warp import LANES, WARPS, exact_product
 from lmcache_kit_kernels.pallas_tools import shape_of, unsigned_of, widen
-from lmcache_kit_kernels.quantize.xla import usable_factor
 
-__all__ = ["channel_sums", "residual_maxima", "token_scales"]
+__all__ = ["channel_sums", "residual_maxima", "token_maxima"]
 
 _STRIP = 1024
 _SMALLEST = 2.0**-60
@@ -37,7 +36,7 @@ def _over_strips(channels: int, body: Any, carry: Any) -> Any:
     return jax.lax.fori_loop(0, pl.cdiv(channels, strip), one, carry)
 
 
-def _scales_kernel(bits_ref: Any, info_ref: Any, maxima_ref: Any, row_ref: Any, *, dtype: Any, channels: int) -> None:
+def _maxima_kernel(bits_ref: Any, out_ref: Any, *, channels: int) -> None:
     block, token = pl.program_id(0), pl.program_id(1)
     unsigned = bits_ref.dtype
     magnitude = unsigned.type((1 << (8 * unsigned.itemsize - 1)) - 1)
@@ -47,27 +46,23 @@ def _scales_kernel(bits_ref: Any, info_ref: Any, maxima_ref: Any, row_ref: Any, 
         return jnp.maximum(so_far, (values & magnitude).astype(jnp.int32))
 
     top = _over_strips(channels, largest, jnp.zeros((_strip(channels),), jnp.int32))
-    bits = jnp.max(top).astype(unsigned)
-    maxima_ref[block, token] = bits
-    _, factor = usable_factor(info_ref[block, 0] // 2, widen(bits, dtype))
-    row_ref[block, token] = factor
+    out_ref[block, token] = jnp.max(top).astype(unsigned)
 
 
 @functools.partial(jax.jit, static_argnames="interpret")
-def token_scales(blocks: jax.Array, info: jax.Array, *, interpret: bool) -> tuple[jax.Array, jax.Array]:
-    """Largest magnitude of each token of blocks ``[B, T, C]``, ``[B, T]`` in their dtype (that of a NaN is NaN), and
-    float32 ``[B, T]``: ``middle / maximum``, or 0 where LMCache's quantizer cannot scale the token."""
+def token_maxima(blocks: jax.Array, *, interpret: bool) -> jax.Array:
+    """Largest magnitude of each token, ``[B, T]`` in the dtype of ``blocks`` ``[B, T, C]``; that of a NaN is NaN."""
     count, tokens, channels = blocks.shape
     unsigned = unsigned_of(blocks.dtype)
-    bits, row = pl.pallas_call(
-        functools.partial(_scales_kernel, dtype=blocks.dtype, channels=channels),
+    bits = pl.pallas_call(
+        functools.partial(_maxima_kernel, channels=channels),
         grid=(count, tokens),
-        out_shape=(shape_of((count, tokens), unsigned), shape_of((count, tokens), jnp.float32)),
+        out_shape=shape_of((count, tokens), unsigned),
         compiler_params=plgpu.CompilerParams(num_warps=WARPS),
         interpret=interpret,
-        name="token_scales",
-    )(jax.lax.bitcast_convert_type(blocks, unsigned), info)
-    return jax.lax.bitcast_convert_type(bits, blocks.dtype), row
+        name="token_maxima",
+    )(jax.lax.bitcast_convert_type(blocks, unsigned))
+    return jax.lax.bitcast_convert_type(bits, blocks.dtype)
 
 
 def _residual_kernel(

@@ -19,12 +19,13 @@ def _bits(x: jax.Array) -> jax.Array:
     return jax.lax.bitcast_convert_type(x, jnp.uint32)
 
 
-def exact_ratio(middle: jax.Array, maximum: jax.Array) -> jax.Array:
+def exact_ratio(middle: jax.Array, maximum: jax.Array, *, unroll: bool = False) -> jax.Array:
     """``middle / maximum`` rounded to nearest, by long division of the significands.
 
     Args:
         middle: int32, 1 to 63.
         maximum: float32, normal and at least 2**-100 where the result is used. Same shape as ``middle``.
+        unroll: write out the loop: XLA makes one kernel of it on a GPU, and one per step of a loop.
 
     A quotient of two 24-bit significands is never halfway between two float32, so there is no tie to break.
     """
@@ -43,7 +44,7 @@ def exact_ratio(middle: jax.Array, maximum: jax.Array) -> jax.Array:
         fits = (rest >= m).astype(jnp.uint32)
         return (quotient << 1) | fits, rest - fits * m
 
-    quotient, remainder = jax.lax.fori_loop(0, _MANTISSA, bit, (jnp.ones_like(m), remainder))
+    quotient, remainder = jax.lax.fori_loop(0, _MANTISSA, bit, (jnp.ones_like(m), remainder), unroll=unroll or None)
     quotient = quotient + ((remainder << 1) > m).astype(jnp.uint32)
     # Adding rather than or-ing lets a quotient that rounded up to 2 carry into the exponent.
     return jax.lax.bitcast_convert_type((exponent << _MANTISSA) + (quotient - one), jnp.float32)
