@@ -15,7 +15,16 @@ from lmcache_kit.errors import BlobError
 from lmcache_kit_cachegen.bits import pack_rows, packed_bytes, unpack_rows
 from lmcache_kit_cachegen.header import Header, Mode, padded
 
-__all__ = ["coded_limit", "data_size", "fixed_rows", "fixed_size", "pad_columns", "read_fixed", "symbol_bits"]
+__all__ = [
+    "coded_limit",
+    "data_size",
+    "fixed_rows",
+    "fixed_size",
+    "pad_columns",
+    "read_fixed",
+    "sections_of",
+    "symbol_bits",
+]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -30,7 +39,7 @@ def symbol_bits(levels: int) -> int:
 
 
 @functools.lru_cache(maxsize=256)
-def _sections(header: Header, mode: Mode, levels: int) -> tuple[tuple[str, int], ...]:
+def sections_of(header: Header, mode: Mode, levels: int) -> tuple[tuple[str, int], ...]:
     """Names and bytes, without padding, of the sections of a fixed part, in their order."""
     if mode in (Mode.VERBATIM, Mode.ZERO):
         return ()
@@ -54,7 +63,7 @@ def _sections(header: Header, mode: Mode, levels: int) -> tuple[tuple[str, int],
 @functools.lru_cache(maxsize=256)
 def fixed_size(header: Header, mode: Mode, levels: int) -> int:
     """Bytes of a block's fixed part."""
-    return sum(padded(size) for _, size in _sections(header, mode, levels))
+    return sum(padded(size) for _, size in sections_of(header, mode, levels))
 
 
 def data_size(header: Header, mode: Mode, levels: int) -> int:
@@ -83,7 +92,7 @@ def fixed_rows(header: Header, mode: Mode, levels: int, arrays: dict[str, Array]
     count = len(arrays["scales"])
     rows = np.zeros((count, fixed_size(header, mode, levels)), dtype=np.uint8)
     start = 0
-    for name, size in _sections(header, mode, levels):
+    for name, size in sections_of(header, mode, levels):
         if size:
             rows[:, start : start + size] = _to_bytes(header, name, arrays[name], levels)
         start += padded(size)
@@ -126,7 +135,7 @@ def read_fixed(header: Header, mode: Mode, levels: int, rows: Array) -> dict[str
     """
     arrays: dict[str, Array] = {}
     start = 0
-    for name, size in _sections(header, mode, levels):
+    for name, size in sections_of(header, mode, levels):
         end = start + padded(size)
         if bool(rows[:, start + size : end].any()):
             raise BlobError("cachegen block: padding is not zero")
