@@ -13,14 +13,9 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
+from lmcache_kit_kernels.blocks.config import CONFIG
 from lmcache_kit_kernels.blocks.pallas_encode import SYMBOLS, over_tokens
-from lmcache_kit_kernels.blocks.pallas_warp import (
-    GROUP_LANES,
-    LANES,
-    WARPS,
-    integers,
-    rank_and_total,
-)
+from lmcache_kit_kernels.blocks.pallas_warp import GROUP_LANES, LANES, integers, rank_and_total
 from lmcache_kit_kernels.pallas_tools import shape_of
 from lmcache_kit_kernels.tables import PROBABILITY_BITS
 
@@ -158,8 +153,11 @@ def decode(
     blocks, good = pl.pallas_call(
         kernel,
         grid=(count, programs),
-        out_shape=(shape_of((count, tokens, chosen.shape[1]), dtype), shape_of((count, programs * WARPS), jnp.int32)),
-        compiler_params=plgpu.CompilerParams(num_warps=WARPS),
+        out_shape=(
+            shape_of((count, tokens, chosen.shape[1]), dtype),
+            shape_of((count, programs * CONFIG.warps), jnp.int32),
+        ),
+        compiler_params=plgpu.CompilerParams(num_warps=CONFIG.warps),
         interpret=interpret,
         name="decode",
     )(states, starts, counts, words, centres, chosen, row, scale, info, *tables, refinements)

@@ -2,7 +2,7 @@
 
 A warp reads its 32 * fold channels of all tokens up to three times: for the centres, for the spread that chooses a
 table, and to code; after the first time they come from a cache near by. Symbols never go to memory. Tokens are taken
-eight at a time, with their loads in front, so that the latency of memory is paid once for eight.
+some at a time, with their loads in front, so that the latency of memory is paid once for all of them.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
+from lmcache_kit_kernels.blocks.config import CONFIG
 from lmcache_kit_kernels.blocks.pallas_warp import (
     GROUP_LANES,
     LANES,
-    WARPS,
     exact_product,
     quotient,
     rank_and_total,
@@ -28,14 +28,11 @@ from lmcache_kit_kernels.blocks.pallas_warp import (
 from lmcache_kit_kernels.pallas_tools import shape_of, unsigned_of, widen
 from lmcache_kit_kernels.tables import PROBABILITY_BITS
 
-__all__ = ["MAX_FOLD", "SYMBOLS", "encode", "over_tokens", "words_per_lane"]
+__all__ = ["SYMBOLS", "encode", "over_tokens", "words_per_lane"]
 
-MAX_FOLD = 4
-"""Channels of a lane that one program can hold; short chunks, which have more, are coded elsewhere."""
 SYMBOLS = 128
 """Entries of a table in the kernel's arrays, whatever its alphabet."""
 
-_UNROLL = 8
 _START = 1 << 16
 
 
@@ -47,15 +44,16 @@ def words_per_lane(steps: int) -> int:
 def over_tokens(
     begin: int, end: int, body: Callable[[Sequence[Any], Any], Any], carry: Any, *, reverse: bool = False
 ) -> Any:
-    """``carry = body([t, t + 1, ...], carry)`` for tokens ``begin`` to ``end``, eight at once, the odd ones last."""
-    whole, rest = divmod(end - begin, _UNROLL)
-    tail = [begin + whole * _UNROLL + i for i in range(rest)]
+    """``carry = body([t, t + 1, ...], carry)`` for tokens ``begin`` to ``end``, some at once, the odd ones last."""
+    at_once = CONFIG.tokens_at_once
+    whole, rest = divmod(end - begin, at_once)
+    tail = [begin + whole * at_once + i for i in range(rest)]
     if reverse and rest:
         carry = body(tail, carry)
 
     def strip(number: Any, carry: Any) -> Any:
-        first = begin + (whole - 1 - number if reverse else number) * _UNROLL
-        return body([first + i for i in range(_UNROLL)], carry)
+        first = begin + (whole - 1 - number if reverse else number) * at_once
+        return body([first + i for i in range(at_once)], carry)
 
     if whole:
         carry = jax.lax.fori_loop(0, whole, strip, carry)
@@ -207,7 +205,7 @@ def encode(
     programs = pl.cdiv(lanes, LANES)
     groups = pl.cdiv(lanes, GROUP_LANES)
     # Programs are whole: the last one counts for groups that are not there.
-    padded = programs * WARPS
+    padded = programs * CONFIG.warps
     room = GROUP_LANES * words_per_lane(tokens * fold)
     kernel = functools.partial(
         _kernel,
@@ -229,7 +227,7 @@ def encode(
             shape_of((count, channels), jnp.uint8),
             shape_of((count, padded if interpret else groups, room + (GROUP_LANES if interpret else 0)), jnp.uint16),
         ),
-        compiler_params=plgpu.CompilerParams(num_warps=WARPS),
+        compiler_params=plgpu.CompilerParams(num_warps=CONFIG.warps),
         interpret=interpret,
         name="encode",
     )(jax.lax.bitcast_convert_type(blocks, unsigned_of(blocks.dtype)), row, inverse, offsets, info, *tables)

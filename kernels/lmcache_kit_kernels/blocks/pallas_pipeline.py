@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lmcache_kit_kernels.blocks.config import CONFIG
 from lmcache_kit_kernels.blocks.pallas_decode import decode as decode_kernel
-from lmcache_kit_kernels.blocks.pallas_encode import MAX_FOLD, SYMBOLS
+from lmcache_kit_kernels.blocks.pallas_encode import SYMBOLS
 from lmcache_kit_kernels.blocks.pallas_encode import encode as encode_kernel
 from lmcache_kit_kernels.blocks.pallas_rows import channel_sums, residual_maxima, token_maxima
 from lmcache_kit_kernels.blocks.records import Settings
@@ -78,7 +79,7 @@ class Plan(NamedTuple):
 
 def supported(settings: Settings) -> bool:
     """Whether the kernels can do this: no anchors, whole warps, and no more channels a lane than registers hold."""
-    return not settings.anchor_group and settings.fold <= MAX_FOLD and settings.group == GROUP_LANES
+    return not settings.anchor_group and settings.fold <= CONFIG.max_fold and settings.group == GROUP_LANES
 
 
 def device_tables(tables: Mapping[int, TableSet], alphabets: tuple[int, ...]) -> DeviceTables:
@@ -174,7 +175,8 @@ def _encode(
     refinements = None
     if uniform_quantizer:
         first, second, largest = channel_sums(blocks, interpret=interpret)
-        largest_bits = jax.lax.bitcast_convert_type(jnp.max(largest, axis=1), jnp.uint32)
+        # As integers: a device may count a denormal as zero.
+        largest_bits = jnp.max(jax.lax.bitcast_convert_type(largest, jnp.uint32), axis=1)
         inverse_bits, offsets, usable = uniform.scaling_traced(first, second, largest_bits, ratio, log_variances, share)
         inverse = uniform.inverse_traced(inverse_bits)
         far = residual_maxima(blocks, inverse, offsets, zero[None], interpret=interpret)

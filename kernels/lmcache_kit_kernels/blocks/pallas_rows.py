@@ -10,18 +10,18 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
+from lmcache_kit_kernels.blocks.config import CONFIG
 from lmcache_kit_kernels.blocks.pallas_encode import over_tokens
-from lmcache_kit_kernels.blocks.pallas_warp import LANES, WARPS, exact_product
+from lmcache_kit_kernels.blocks.pallas_warp import LANES, exact_product
 from lmcache_kit_kernels.pallas_tools import shape_of, unsigned_of, widen
 
 __all__ = ["channel_sums", "residual_maxima", "token_maxima"]
 
-_STRIP = 1024
 _SMALLEST = 2.0**-60
 
 
 def _strip(channels: int) -> int:
-    return min(_STRIP, 1 << (channels - 1).bit_length())
+    return min(CONFIG.strip, 1 << (channels - 1).bit_length())
 
 
 def _over_strips(channels: int, body: Any, carry: Any) -> Any:
@@ -58,7 +58,7 @@ def token_maxima(blocks: jax.Array, *, interpret: bool) -> jax.Array:
         functools.partial(_maxima_kernel, channels=channels),
         grid=(count, tokens),
         out_shape=shape_of((count, tokens), unsigned),
-        compiler_params=plgpu.CompilerParams(num_warps=WARPS),
+        compiler_params=plgpu.CompilerParams(num_warps=CONFIG.warps),
         interpret=interpret,
         name="token_maxima",
     )(jax.lax.bitcast_convert_type(blocks, unsigned))
@@ -99,7 +99,7 @@ def residual_maxima(
         functools.partial(_residual_kernel, dtype=blocks.dtype, channels=channels, interpret=interpret),
         grid=(count, tokens),
         out_shape=shape_of((count, tokens), jnp.float32),
-        compiler_params=plgpu.CompilerParams(num_warps=WARPS),
+        compiler_params=plgpu.CompilerParams(num_warps=CONFIG.warps),
         interpret=interpret,
         name="residual_maxima",
     )(jax.lax.bitcast_convert_type(blocks, unsigned_of(blocks.dtype)), inverse, offsets, zero)
@@ -147,7 +147,7 @@ def channel_sums(blocks: jax.Array, *, interpret: bool) -> tuple[jax.Array, jax.
         functools.partial(_sums_kernel, dtype=blocks.dtype, tokens=tokens, channels=channels),
         grid=(count, pl.cdiv(channels, LANES)),
         out_shape=(shape_of((count, channels), jnp.float32),) * 3,
-        compiler_params=plgpu.CompilerParams(num_warps=WARPS),
+        compiler_params=plgpu.CompilerParams(num_warps=CONFIG.warps),
         interpret=interpret,
         name="channel_sums",
     )(jax.lax.bitcast_convert_type(blocks, unsigned_of(blocks.dtype)))

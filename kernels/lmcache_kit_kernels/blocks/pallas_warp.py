@@ -1,8 +1,8 @@
 """What the 32 lanes of a warp do together, and float steps that no compiler may fuse.
 
 Compiled kernels say these in PTX, through Pallas's inline assembly; under the interpreter, which has none, the same
-results are computed in plain jax. A vector of ``32 * WARPS`` elements in a program of so many warps has one element in
-each lane, in order: each 32 of them are a warp.
+results are computed in plain jax. A vector of ``LANES`` elements has one element in each lane of a program, in
+order: each 32 of them are a warp.
 """
 
 from __future__ import annotations
@@ -13,16 +13,14 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas import triton as plgpu
 
+from lmcache_kit_kernels.blocks.config import CONFIG
 from lmcache_kit_kernels.pallas_tools import shape_of
 
-__all__ = ["GROUP_LANES", "LANES", "WARPS", "exact_product", "integers", "quotient", "rank_and_total", "rounded"]
+__all__ = ["GROUP_LANES", "LANES", "exact_product", "integers", "quotient", "rank_and_total", "rounded"]
 
 GROUP_LANES = 32
 """Lanes that share a run: one warp."""
-WARPS = 4
-"""Warps of a program. They have nothing to do with each other, but a multiprocessor holds no more than 32 programs,
-which in programs of one warp would be half of the warps that it can hold."""
-LANES = GROUP_LANES * WARPS
+LANES = GROUP_LANES * CONFIG.warps
 """Lanes of a program."""
 
 # Adding 1.5 * 2**23 to a float32 of less than 2**22 rounds it to an integer, half to even, in the low bits of the sum.
@@ -74,7 +72,7 @@ def quotient(x: jax.Array, f: jax.Array, reciprocal: jax.Array, *, interpret: bo
 def rank_and_total(chosen: jax.Array, *, interpret: bool) -> tuple[jax.Array, jax.Array]:
     """For bool ``[LANES]``: how many lanes of its warp before each are chosen, and how many in all; both int32."""
     if interpret:
-        whole = chosen.astype(jnp.int32).reshape(WARPS, GROUP_LANES)
+        whole = chosen.astype(jnp.int32).reshape(-1, GROUP_LANES)
         total = jnp.broadcast_to(jnp.sum(whole, axis=1, keepdims=True), whole.shape)
         return (jnp.cumsum(whole, axis=1) - whole).reshape(LANES), total.reshape(LANES)
     ballot = _asm(
