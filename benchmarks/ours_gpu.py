@@ -1,13 +1,11 @@
 """Our cachegen as the comparison on the GPU drives it: the one place that knows our interfaces.
 
-Values go to the kernels (`lmcache_kit_kernels.blocks`) and come back as jax arrays, without a copy; payloads are made
-and read by the compression method (`lmcache_kit_cachegen`). On the CPU the kernels' numpy implementation takes their
-place, to see that the script works.
+KV is handed to the compression method (`lmcache_kit_cachegen`) as tensors on the device. On the CPU its numpy kernels
+take the place of the GPU's, to see that the script works.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -34,108 +32,70 @@ class Ours(Contender):
 
     def __init__(self, case: Case, device: str, quantizer: Literal["uniform", "lmcache"], level: int = 4) -> None:
         self.name = f"ours, {quantizer}" + (f" {level}" if quantizer == "uniform" else "")
+        self._case, self._gpu = case, device == "cuda"
+        layers, planes, _, heads, dim = case.shape
+        self._layout = KVLayout(layers, heads, dim, "bfloat16", planes)
         try:
-            from lmcache_kit_cachegen.levels import LEVELS, UNIFORM_SYMBOLS, lmcache_levels
-            from lmcache_kit_cachegen.method import CacheGen, fold_of
-            from lmcache_kit_cachegen.options import DEFAULT_SINK_TOKENS, CacheGenOptions
-            from lmcache_kit_kernels import backends_of, blocks
-            from lmcache_kit_kernels.tables import builtin_tables_by_levels
+            self._method = _method(quantizer, level if quantizer == "uniform" else None, self._gpu)
         except ImportError as error:
             raise UnavailableError(f"our packages are not all installed: {error}") from None
-        if device == "cuda":
-            import jax
-
-            if jax.default_backend() != "gpu":
-                raise UnavailableError(f"jax {jax.__version__} sees no GPU, only {jax.default_backend()}")
-        self._case, self._device, self._blocks = case, device, blocks
-        self._backend: Literal["pallas", "numpy"] = "pallas" if device == "cuda" else "numpy"
-        if self._backend not in backends_of("blocks"):
-            raise UnavailableError(f"the kernels have no backend {self._backend}")
-        layers, planes, tokens, heads, dim = case.shape
-        uniform = quantizer == "uniform"
-        refined = (tokens if LEVELS[level].refine_all else min(tokens, DEFAULT_SINK_TOKENS)) if uniform else 0
-        self._settings = blocks.Settings(
-            quantizer=quantizer,
-            levels=((UNIFORM_SYMBOLS,) * (layers * planes) if uniform else lmcache_levels(layers, planes))
-            * case.chunks,
-            ratio=LEVELS[level].ratio if uniform else 0,
-            refined_tokens=refined,
-            refine_bits=LEVELS[level].refine_bits if refined else 0,
-            fold=fold_of(tokens, heads * dim),
-            tables=builtin_tables_by_levels(),
-        )
-        options = CacheGenOptions(
-            quantizer=quantizer,
-            level=level if uniform else None,
-            backend=self._backend,
-            device="gpu" if device == "cuda" else "cpu",
-        )
-        self._layout = KVLayout(layers, heads, dim, "bfloat16", planes)
-        self._method: Any = None
-        self._no_method = ""
-        try:
-            self._method = CacheGen(options)
         except LMCacheKitError as error:
-            self._no_method = str(error)
+            raise UnavailableError(str(error)) from None
 
-    def prepare(self, kv: torch.Tensor) -> tuple[torch.Tensor, Any]:
-        """The tensor, and its blocks ``[B, T, C]`` as the kernels take them."""
-        _, _, tokens, heads, dim = self._case.shape
-        flat = kv.contiguous().view(-1, tokens, heads * dim)
-        if self._device != "cuda":
-            return kv, _as_numpy(flat)
-        import jax
+    def prepare(self, kv: torch.Tensor) -> Any:
+        """The tensor ``[n, L, P, T, H, D]``."""
+        tensor = kv.contiguous().view(-1, *self._case.shape)
+        return tensor if self._gpu else [KVTensor(self._layout, _as_numpy(chunk)) for chunk in tensor]
 
-        return kv, jax.dlpack.from_dlpack(flat)
-
-    def encode(self, handle: tuple[torch.Tensor, Any]) -> Any:
-        return self._blocks.encode(handle[1], self._settings, backend=self._backend)
+    def encode(self, handle: Any) -> Any:
+        return self._method.launch_encode(handle) if self._gpu else self._method.encode_many(handle)
 
     def decode(self, encoded: Any) -> Any:
-        return self._blocks.decode(encoded, self._settings, _bfloat16(), backend=self._backend)
+        return self._method.launch_decode(encoded) if self._gpu else self.from_bytes(encoded)
 
     def wait(self, value: Any) -> None:
-        if self._device == "cuda":
+        if self._gpu:
             import jax
 
-            jax.block_until_ready(_arrays(value))
+            jax.block_until_ready(value.buffers.coded if hasattr(value, "buffers") else value)
 
     def restored(self, decoded: Any) -> torch.Tensor:
-        layers, planes, tokens, heads, dim = self._case.shape
         if isinstance(decoded, list):
-            flat = torch.stack([_as_torch(kv.data) for kv in decoded])
-        else:
-            flat = torch.from_dlpack(decoded) if self._device == "cuda" else _as_torch(decoded)
-        return flat.view(-1, layers, planes, tokens, heads, dim).to(self._device)
+            decoded = torch.stack([_as_torch(kv.data) for kv in decoded])
+        elif not isinstance(decoded, torch.Tensor):
+            decoded = torch.from_dlpack(decoded)
+        return decoded.view(-1, *self._case.shape)
 
     def sizes(self, encoded: Any) -> dict[str, int]:
-        fields = {field.name: getattr(encoded, field.name) for field in dataclasses.fields(encoded)}
-        return {name: int(array.nbytes) for name, array in fields.items() if array is not None}
+        if not self._gpu:
+            return {"payload": sum(len(payload) for payload in encoded)}
+        coded = encoded.buffers.coded
+        sizes = {"words": 2 * int(coded.counts.sum())}
+        for name in ("scales", "inverses", "centres", "tables", "refinements", "states", "counts"):
+            array = getattr(coded, name)
+            sizes[name] = 0 if array is None else int(array.nbytes)
+        return sizes
 
-    def to_bytes(self, handle: tuple[torch.Tensor, Any]) -> Sequence[Any]:
-        self._need_method()
-        host = handle[0].cpu()
-        payloads: Sequence[Any] = self._method.encode_many([KVTensor(self._layout, _as_numpy(chunk)) for chunk in host])
+    def to_bytes(self, handle: Any) -> Sequence[Any]:
+        payloads: Sequence[Any] = self._method.encode_tensors(handle) if self._gpu else self._method.encode_many(handle)
         return payloads
 
-    def from_bytes(self, payloads: Sequence[Any]) -> list[KVTensor]:
-        self._need_method()
-        tokens = [self._case.shape[2]] * len(payloads)
+    def from_bytes(self, payloads: Sequence[Any]) -> Any:
         views = [memoryview(payload) for payload in payloads]
-        kvs: list[KVTensor] = self._method.decode_many(views, self._layout, tokens, self._method.version)
-        for kv in kvs:
-            _as_torch(kv.data).to(self._device)
-        return kvs
-
-    def _need_method(self) -> None:
-        if self._method is None:
-            raise UnavailableError(self._no_method)
+        tokens = self._case.shape[2]
+        if self._gpu:
+            return self._method.decode_tensors(views, self._layout, tokens, self._method.version)
+        return self._method.decode_many(views, self._layout, [tokens] * len(views), self._method.version)
 
 
-def _arrays(value: Any) -> list[Any]:
-    if dataclasses.is_dataclass(value):
-        return [getattr(value, field.name) for field in dataclasses.fields(value)]
-    return [value]
+def _method(quantizer: Literal["uniform", "lmcache"], level: int | None, gpu: bool) -> Any:
+    from lmcache_kit_cachegen.options import CacheGenOptions
+    from lmcache_kit_cachegen.plugin import lmcache_kit_compression_methods
+
+    (record,) = lmcache_kit_compression_methods()
+    if gpu:
+        return record.factory(CacheGenOptions(quantizer=quantizer, level=level, device="gpu"))
+    return record.factory(CacheGenOptions(quantizer=quantizer, level=level, backend="numpy", device="cpu"))
 
 
 def _bfloat16() -> Any:

@@ -63,6 +63,7 @@ def decode(coded: Coded, settings: Settings, dtype: np.dtype[Any], *, interpret:
         room_for(coded.words),
         np.zeros(len(coded.inverses), np.uint32),
         coded.usable,
+        np.zeros(1, np.int32),
     )
     tables = pipeline.device_tables(settings.tables, alphabets)
     blocks, good = pipeline.decode(jax.device_put(on_device), plan, tables, dtype, interpret=interpret)

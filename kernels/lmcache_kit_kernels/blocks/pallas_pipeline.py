@@ -37,7 +37,8 @@ class DeviceCoded(NamedTuple):
     """:class:`lmcache_kit_kernels.blocks.Coded` on the device, with room behind the words.
 
     ``words`` holds the runs one after another, with zeros between blocks where they are to be even. ``sums`` uint32
-    ``[B]`` is what each block's words add to its check.
+    ``[B]`` is what each block's words add to its check. ``variants`` int32 ``[n]`` says of each chunk how wide its
+    numbers are: 2 if an offset needs more than 8 bits, and 1 more if an exponent is not zero.
     """
 
     scales: jax.Array
@@ -50,6 +51,7 @@ class DeviceCoded(NamedTuple):
     words: jax.Array
     sums: jax.Array
     usable: jax.Array
+    variants: jax.Array
 
 
 class DeviceTables(NamedTuple):
@@ -210,12 +212,27 @@ def _encode(
         fold=fold,
         interpret=interpret,
     )
+    chunks = count // firsts.shape[1]
+    variants = jnp.zeros((chunks,), jnp.int32)
+    if uniform_quantizer:
+        wide = ((offsets < -128) | (offsets > 127)).reshape(chunks, -1).any(axis=1)
+        variants = 2 * wide + (scales != 0).reshape(chunks, -1).any(axis=1)
     starts, own, fills = run_starts(counts, even=even)
-    weights = firsts[:, None] + own.astype(jnp.uint32)
+    weights = firsts[jnp.minimum(variants, len(firsts) - 1)].reshape(-1, 1) + own.astype(jnp.uint32)
     words, sums = compact(scratch, counts, starts, weights, fills, interpret=interpret)
     kept = offsets.astype(jnp.int16) if uniform_quantizer else centres
     return DeviceCoded(
-        scales, inverses, kept, chosen, refinements, states, counts, words, jnp.sum(sums, axis=1), usable
+        scales,
+        inverses,
+        kept,
+        chosen,
+        refinements,
+        states,
+        counts,
+        words,
+        jnp.sum(sums, axis=1),
+        usable,
+        variants,
     )
 
 
@@ -223,7 +240,7 @@ def encode(
     blocks: jax.Array,
     plan: Plan,
     tables: DeviceTables,
-    firsts: Array | None = None,
+    firsts: Array | jax.Array | None = None,
     *,
     even: bool = False,
     interpret: bool = False,
@@ -233,7 +250,8 @@ def encode(
     Args:
         blocks: bfloat16, float16 or float32.
         plan: from :func:`plan_for`, and ``tables`` of its alphabets.
-        firsts: uint32 ``[B]``: words before each block's runs in its check; None: zeros.
+        firsts: uint32 ``[V, B / n]``: words before each block's runs in its check, for V variants of the n chunks that
+            the blocks are; None: zeros, and one chunk.
         even: fill each block's words up to an even number with a zero.
         interpret: run the kernels in Pallas's interpreter, on any device.
     """
@@ -243,7 +261,7 @@ def encode(
         plan.ratio,
         plan.log_variances,
         plan.share,
-        np.zeros(len(plan.info), np.uint32) if firsts is None else firsts,
+        np.zeros((1, len(plan.info)), np.uint32) if firsts is None else firsts,
         tables,
         uniform_quantizer=plan.uniform,
         refined=plan.refined,
@@ -257,6 +275,7 @@ def encode(
 @functools.partial(jax.jit, static_argnames=("dtype", *_STATIC))
 def _decode(
     coded: DeviceCoded,
+    starts: jax.Array | None,
     info: jax.Array,
     scale: jax.Array,
     tables: DeviceTables,
@@ -282,7 +301,7 @@ def _decode(
     refinements = jnp.zeros((1, 1, 1), jnp.uint8) if coded.refinements is None else coded.refinements
     blocks, good = decode_kernel(
         coded.states,
-        run_starts(coded.counts, even=even)[0],
+        run_starts(coded.counts, even=even)[0] if starts is None else starts,
         coded.counts,
         coded.words,
         centres,
@@ -303,12 +322,24 @@ def _decode(
 
 
 def decode(
-    coded: DeviceCoded, plan: Plan, tables: DeviceTables, dtype: Any, *, even: bool = False, interpret: bool = False
+    coded: DeviceCoded,
+    plan: Plan,
+    tables: DeviceTables,
+    dtype: Any,
+    *,
+    starts: jax.Array | None = None,
+    even: bool = False,
+    interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
-    """Blocks ``[B, T, C]`` of what :func:`encode` returned (``sums`` and ``usable`` are not looked at), and whether
-    every run decoded to its end: values of damaged runs mean nothing."""
+    """Blocks ``[B, T, C]`` of what :func:`encode` returned, and whether every run decoded to its end: values of
+    damaged runs mean nothing.
+
+    ``starts`` int32 ``[B, G]`` says where in the words each run begins, if not where :func:`encode` put it; they and
+    the counts must lie within the words. ``sums``, ``usable`` and ``variants`` are not looked at.
+    """
     return _decode(
         coded,
+        starts,
         plan.info,
         plan.scale,
         tables,

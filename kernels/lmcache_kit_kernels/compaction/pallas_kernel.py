@@ -12,7 +12,7 @@ from jax.experimental.pallas import triton as plgpu
 
 from lmcache_kit_kernels.pallas_tools import shape_of
 
-__all__ = ["compact", "run_starts"]
+__all__ = ["compact", "run_starts", "weigh"]
 
 _STRIP = 256
 
@@ -89,3 +89,35 @@ def compact(
         name="compact",
     )(scratch, counts, starts, firsts, fills)
     return words[:spare] if interpret else words, sums
+
+
+def _weigh_kernel(words_ref: Any, counts_ref: Any, starts_ref: Any, firsts_ref: Any, sums_ref: Any) -> None:
+    block, group = pl.program_id(0), pl.program_id(1)
+    count = counts_ref[block, group].astype(jnp.int32)
+    start, first = starts_ref[block, group], firsts_ref[block, group]
+    offsets = jnp.arange(_STRIP, dtype=jnp.int32)
+
+    def strip(number: Any, total: jax.Array) -> jax.Array:
+        index = number * _STRIP + offsets
+        word = plgpu.load(words_ref.at[start + index], mask=index < count, other=0)
+        return total + word.astype(jnp.uint32) * (2 * (first + index.astype(jnp.uint32)) + 1)
+
+    total = jax.lax.fori_loop(0, pl.cdiv(count, _STRIP), strip, jnp.zeros((_STRIP,), jnp.uint32))
+    sums_ref[block, group] = jnp.sum(total.astype(jnp.int32)).astype(jnp.uint32)
+
+
+@functools.partial(jax.jit, static_argnames="interpret")
+def weigh(words: jax.Array, counts: jax.Array, starts: jax.Array, firsts: jax.Array, *, interpret: bool) -> jax.Array:
+    """The sums uint32 ``[B, G]`` that :func:`compact` returns, of runs that lie in ``words`` uint16 ``[W]`` already.
+
+    Every run must lie within the words.
+    """
+    sums: jax.Array = pl.pallas_call(
+        _weigh_kernel,
+        grid=counts.shape,
+        out_shape=shape_of(counts.shape, jnp.uint32),
+        compiler_params=plgpu.CompilerParams(num_warps=1),
+        interpret=interpret,
+        name="weigh",
+    )(words, counts, starts, firsts)
+    return sums

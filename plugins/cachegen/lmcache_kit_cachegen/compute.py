@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from lmcache_kit_kernels import backends_of
@@ -10,27 +12,55 @@ from lmcache_kit_kernels import backends_of
 from lmcache_kit.errors import UnavailableError
 from lmcache_kit_cachegen.options import CacheGenOptions
 
-__all__ = ["Compute", "choose"]
+__all__ = ["Compute", "choose", "wants_gpu"]
 
 # Elements that go into one kernel call: enough to occupy the device, few enough for memory.
 _CPU_ELEMENTS = 1 << 24
+_GPU_ELEMENTS = 1 << 27
 
 
 @dataclass(frozen=True, slots=True)
 class Compute:
-    """A backend of the kernels, the device it runs on, and about how many elements go into one call of it."""
+    """A backend of the kernels for KV in host memory, the device that KV is coded on, and about how many elements go
+    into one call. On a GPU ``backend`` does what the fused kernels are not made for."""
 
     backend: str
     device: Literal["cpu", "gpu"]
     elements: int
 
 
+def wants_gpu(options: CacheGenOptions) -> bool:
+    """Whether the options ask for a GPU; ``auto`` is where the KV is, and the KV of a store is in host memory."""
+    return options.device == "gpu" or options.backend == "pallas"
+
+
 def choose(options: CacheGenOptions) -> Compute:
-    """Raises UnavailableError when what the options ask for is not there. KV handed over as numpy arrays is on the CPU,
-    so device ``auto`` is the CPU."""
-    if options.device == "gpu" or options.backend == "pallas":
-        raise UnavailableError("cachegen has no GPU backend yet", hint="leave device and backend at auto")
-    backend = "numba" if options.backend == "auto" else options.backend
+    """Raises UnavailableError when what the options ask for is not there."""
+    gpu = wants_gpu(options)
+    backend = "numba" if options.backend in ("auto", "pallas") else options.backend
     if backend not in backends_of("blocks"):
         raise UnavailableError(f"the kernels have no backend {backend!r} for cachegen")
-    return Compute(backend, "cpu", _CPU_ELEMENTS)
+    if gpu or backend == "xla":
+        _prepare_jax()
+    if gpu:
+        import jax
+
+        if jax.default_backend() != "gpu":
+            raise UnavailableError(
+                f"cachegen was asked to run on a GPU, but jax {jax.__version__} finds none",
+                hint="pip install 'lmcache-kit-kernels[gpu]', or leave device and backend at auto",
+            )
+    return Compute(backend, "gpu" if gpu else "cpu", _GPU_ELEMENTS if gpu else _CPU_ELEMENTS)
+
+
+def _prepare_jax() -> None:
+    """What must be settled before jax starts: to share the GPU's memory, and to keep compiled programs on disk."""
+    # jax would take three quarters of the memory that the engine needs; it heeds this when it first sees the GPU.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    import jax
+
+    if jax.config.jax_compilation_cache_dir is None:
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        jax.config.update("jax_compilation_cache_dir", str(Path(home) / "lmcache-kit" / "jax"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

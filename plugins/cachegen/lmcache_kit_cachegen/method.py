@@ -76,7 +76,7 @@ class CacheGen(CompressionMethod):
 
     # --- encode ------------------------------------------------------------------------------------------------------
 
-    def encode(self, kv: KVTensor) -> bytes:
+    def encode(self, kv: KVTensor) -> Buffer:
         """Raises InvalidRequestError for a chunk of more than 32,768 tokens or a layer of more than 73,728 channels."""
         (payload,) = self._encode([kv])
         return payload
@@ -94,16 +94,27 @@ class CacheGen(CompressionMethod):
                 payloads.update(zip(some, self._encode([kvs[place] for place in some]), strict=True))
         return [payloads[place] for place in range(len(kvs))]
 
-    def _encode(self, kvs: Sequence[KVTensor]) -> list[bytes]:
+    def _encode(self, kvs: Sequence[KVTensor]) -> Sequence[Buffer]:
         """Payloads of tensors of one layout and length."""
-        header = self._header(kvs[0].layout, kvs[0].num_tokens)
+        return self.encode_on_host(kvs)
+
+    def encode_on_host(self, kvs: Sequence[KVTensor]) -> list[bytes]:
+        """Payloads of tensors of one layout and length, by the kernels for KV in host memory."""
+        header, settings = self.header_and_settings(kvs[0].layout, kvs[0].num_tokens, len(kvs))
         if header.num_tokens == 0:
             entries = [Entry(Mode.VERBATIM, 0, 0, 0, 0, 0)] * header.blocks
             return [write_directory(header, entries)] * len(kvs)
         shape = (header.blocks, header.num_tokens, header.channels)
         data = [kv.data.reshape(shape) for kv in kvs]
         blocks = data[0] if len(data) == 1 else np.concatenate(data)
-        return write_payloads(blocks, header, self._settings(header, len(kvs)), self.backend)
+        return write_payloads(blocks, header, settings, self.backend)
+
+    def header_and_settings(self, layout: KVLayout, num_tokens: int, chunks: int) -> tuple[Header, kernel.Settings]:
+        """How chunks of this shape are written, before it is known how wide their numbers are, and how they are coded.
+
+        Raises InvalidRequestError for shapes that cannot be."""
+        header = self._header(layout, num_tokens)
+        return header, self._settings(header, chunks)
 
     def _header(self, layout: KVLayout, num_tokens: int) -> Header:
         channels = layout.num_kv_heads * layout.head_dim
@@ -178,8 +189,14 @@ class CacheGen(CompressionMethod):
         self, payloads: Sequence[memoryview], layout: KVLayout, num_tokens: Sequence[int], version: int
     ) -> list[KVTensor]:
         """KV of each payload; blocks that were coded alike go through the kernels together. Raises BlobError."""
+        return self.decode_on_host(payloads, layout, num_tokens, version)
+
+    def decode_on_host(
+        self, payloads: Sequence[memoryview], layout: KVLayout, num_tokens: Sequence[int], version: int
+    ) -> list[KVTensor]:
+        """What :meth:`decode_many` does, by the kernels for KV in host memory."""
         opened = [
-            self._open(payload, layout, tokens, version) for payload, tokens in zip(payloads, num_tokens, strict=True)
+            self.open(payload, layout, tokens, version) for payload, tokens in zip(payloads, num_tokens, strict=True)
         ]
         kvs = [KVTensor.empty(layout, tokens) for tokens in num_tokens]
         blocks: list[Block] = []
@@ -190,7 +207,7 @@ class CacheGen(CompressionMethod):
 
     def decode_layers(self, payload: memoryview, layout: KVLayout, num_tokens: int, version: int) -> Iterator[KVTensor]:
         """One tensor ``[1, P, T, H, D]`` per layer; a layer's bytes are looked at only when it is asked for."""
-        data, directory = self._open(payload, layout, num_tokens, version)
+        data, directory = self.open(payload, layout, num_tokens, version)
         one = replace(layout, num_layers=1)
         for layer in range(layout.num_layers):
             kv = KVTensor.empty(one, num_tokens)
@@ -216,7 +233,8 @@ class CacheGen(CompressionMethod):
                 hint="give option profile the path of the file with that fingerprint",
             )
 
-    def _open(self, payload: memoryview, layout: KVLayout, num_tokens: int, version: int) -> tuple[Array, Directory]:
+    def open(self, payload: memoryview, layout: KVLayout, num_tokens: int, version: int) -> tuple[Array, Directory]:
+        """A whole payload as bytes, aligned to 4, and its directory. Raises BlobError."""
         view = memoryview(payload).cast("B")
         directory = self.read_directory(view[: head_size(layout)], layout, num_tokens, version)
         if directory.size != len(view):
@@ -225,6 +243,23 @@ class CacheGen(CompressionMethod):
         if data.ctypes.data % 4:
             data = data.copy()  # every section begins at a multiple of 4: one copy aligns them all
         return data, directory
+
+    def settings_to_read(self, directories: Sequence[Directory]) -> kernel.Settings | None:
+        """How the blocks of payloads with equal headers were coded; None if some were written in another way."""
+        entries = [entry for directory in directories for entry in directory.entries]
+        if not entries or any(entry.mode is not Mode.CODED for entry in entries):
+            return None
+        header = directories[0].header
+        return kernel.Settings(
+            quantizer=header.quantizer,
+            levels=tuple(entry.levels for entry in entries),
+            refined_tokens=header.refined_tokens,
+            refine_bits=header.refine_bits,
+            anchor_group=header.anchor_group,
+            fold=header.fold,
+            group=header.group,
+            tables=self._tables[header.fingerprint],
+        )
 
     def decode_blocks(self, blocks: Sequence[Block]) -> None:
         """Fill in the values of blocks of payloads of this method. Raises BlobError."""

@@ -13,9 +13,18 @@ __all__ = ["lmcache_kit_compression_methods"]
 
 
 def _make(options: Options) -> CompressionMethod:
-    from lmcache_kit_cachegen.method import CacheGen
+    from lmcache_kit_cachegen.compute import wants_gpu
 
     assert isinstance(options, CacheGenOptions)
+    if wants_gpu(options) and options.backend != "xla":
+        from lmcache_kit_cachegen.compute import choose
+
+        choose(options)  # before jax is imported: see there
+        from lmcache_kit_cachegen.gpu import GpuCacheGen
+
+        return GpuCacheGen(options)
+    from lmcache_kit_cachegen.method import CacheGen
+
     return CacheGen(options)
 
 

@@ -1,0 +1,173 @@
+"""The method on a GPU: KV that is there, as PyTorch tensors, and KV in host memory by way of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from lmcache_kit.contracts.storage import Buffer
+from lmcache_kit.errors import InvalidRequestError
+from lmcache_kit.kv.layout import KVLayout, KVTensor, numpy_dtype
+from lmcache_kit_cachegen.container import Directory
+from lmcache_kit_cachegen.device import DeviceBuffers, DeviceCodec
+from lmcache_kit_cachegen.header import Header
+from lmcache_kit_cachegen.host_link import HostLink
+from lmcache_kit_cachegen.method import CacheGen
+from lmcache_kit_cachegen.options import CacheGenOptions
+
+__all__ = ["GpuBuffers", "GpuCacheGen"]
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class GpuBuffers:
+    """One or more coded chunks on the device, all of one shape."""
+
+    __slots__ = ("buffers", "header", "settings")
+
+    def __init__(self, buffers: DeviceBuffers, header: Header, settings: Any) -> None:
+        self.buffers, self.header, self.settings = buffers, header, settings
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what is coded, without the room behind the words."""
+        coded = self.buffers.coded
+        arrays = [coded.scales, coded.inverses, coded.centres, coded.tables, coded.states, coded.counts]
+        words = 2 * int(np.asarray(coded.counts).sum(dtype=np.int64))
+        return words + sum(int(array.nbytes) for array in arrays if array is not None)
+
+
+class GpuCacheGen(CacheGen):
+    """cachegen with its fused kernels on an NVIDIA GPU; the bytes are those of the CPU.
+
+    Besides the contract, which has KV in host memory, it codes PyTorch tensors ``[L, P, T, H, D]`` (or
+    ``[n, L, P, T, H, D]``, n chunks in one launch) that are on the GPU; they reach jax by DLPack, without a copy. What
+    the kernels are not made for (see :mod:`lmcache_kit_cachegen.device`) is coded on the CPU.
+
+    Raises UnavailableError without a GPU, jax for it, or PyTorch with CUDA.
+    """
+
+    def __init__(self, options: CacheGenOptions) -> None:
+        super().__init__(options)
+        self._link = HostLink()
+        self._codec = DeviceCodec(self._link)
+        self.device_name: str = jax.devices()[0].device_kind
+
+    # --- tensors on the device ---------------------------------------------------------------------------------------
+
+    def device_tensor(self, kv: KVTensor) -> Any:
+        """``kv`` as a PyTorch tensor on the GPU."""
+        return self._link.tensor(kv.data)
+
+    def encode_device(self, tensor: Any) -> GpuBuffers:
+        """Coded buffers on the device; returns when they are done. Raises as :meth:`launch_encode` does."""
+        found = self.launch_encode(tensor)
+        jax.block_until_ready(found.buffers.coded)
+        return found
+
+    def launch_encode(self, tensor: Any) -> GpuBuffers:
+        """Coded buffers on the device; returns at once, while the device works.
+
+        Raises InvalidRequestError for KV that is not coded on the GPU: chunks of fewer than 128 tokens where a token
+        has more than one channel a lane, and anchor_delta.
+        """
+        layout, tokens, chunks = _shape(tensor)
+        header, settings = self.header_and_settings(layout, tokens, chunks)
+        found = self._codec.encode(_blocks(tensor), header, settings) if tokens else None
+        if found is None:
+            raise InvalidRequestError(
+                f"cachegen has no kernels for {tokens} tokens of this layout and these options on the GPU",
+                hint="encode_tensor codes such KV on the CPU",
+            )
+        return GpuBuffers(found, header, settings)
+
+    def decode_device(self, buffers: GpuBuffers) -> Any:
+        """The tensor ``[n * L * P, T, H * D]`` of buffers; returns when it is there."""
+        return self._link.from_device(jax.block_until_ready(self.launch_decode(buffers)))
+
+    def launch_decode(self, buffers: GpuBuffers) -> jax.Array:
+        """What :meth:`decode_device` returns, as a jax array; returns at once, while the device works."""
+        return self._codec.decode(buffers.buffers, buffers.header)
+
+    def encode_tensor(self, tensor: Any) -> Buffer:
+        """The payload of one chunk on the device."""
+        (payload,) = self.encode_tensors(tensor[None])
+        return payload
+
+    def encode_tensors(self, tensors: Any) -> list[Buffer]:
+        """Payloads, in host memory, of chunks ``[n, L, P, T, H, D]`` on the device: one launch."""
+        layout, tokens, chunks = _shape(tensors)
+        header, settings = self.header_and_settings(layout, tokens, chunks)
+        found = self._codec.encode(_blocks(tensors), header, settings) if tokens else None
+        payloads = None if found is None else self._codec.payloads(found, header, settings)
+        if payloads is None:
+            return list(self.encode_on_host([KVTensor(layout, self._link.array(one)) for one in tensors]))
+        return [payload.data for payload in payloads]
+
+    def decode_tensor(self, payload: memoryview, layout: KVLayout, num_tokens: int, version: int) -> Any:
+        """The tensor ``[L, P, T, H, D]`` on the device of a payload. Raises BlobError as :meth:`decode` does."""
+        return self.decode_tensors([payload], layout, num_tokens, version)[0]
+
+    def decode_tensors(self, payloads: Sequence[memoryview], layout: KVLayout, num_tokens: int, version: int) -> Any:
+        """Tensors ``[n, L, P, T, H, D]`` on the device of payloads of one layout and length: one launch."""
+        opened = [self.open(payload, layout, num_tokens, version) for payload in payloads]
+        shape = (len(payloads), *layout.shape(num_tokens))
+        values = self._decoded(opened)
+        if values is not None:
+            return self._link.from_device(values).reshape(shape)
+        kvs = self.decode_on_host(payloads, layout, [num_tokens] * len(payloads), version)
+        return self._link.tensor(np.stack([kv.data for kv in kvs]))
+
+    def _decoded(self, opened: Sequence[tuple[Array, Directory]]) -> Any:
+        directories = [directory for _, directory in opened]
+        settings = self.settings_to_read(directories)
+        if settings is None:
+            return None
+        return self._codec.blocks([data for data, _ in opened], directories, settings)
+
+    # --- the contract: KV in host memory -----------------------------------------------------------------------------
+
+    def encode(self, kv: KVTensor) -> Buffer:
+        return self.encode_tensor(self.device_tensor(kv))
+
+    def _encode(self, kvs: Sequence[KVTensor]) -> list[Buffer]:
+        return self.encode_tensors(self._link.tensor(np.stack([kv.data for kv in kvs])))
+
+    def decode(self, payload: memoryview, layout: KVLayout, num_tokens: int, version: int) -> KVTensor:
+        return KVTensor(layout, self._link.array(self.decode_tensor(payload, layout, num_tokens, version)))
+
+    def decode_many(
+        self, payloads: Sequence[memoryview], layout: KVLayout, num_tokens: Sequence[int], version: int
+    ) -> list[KVTensor]:
+        kvs: list[Any] = [None] * len(payloads)
+        for tokens in sorted(set(num_tokens)):
+            alike = [place for place, own in enumerate(num_tokens) if own == tokens]
+            at_once = max(1, self._compute.elements // max(1, layout.nbytes(tokens) // layout.np_dtype.itemsize))
+            for start in range(0, len(alike), at_once):
+                some = alike[start : start + at_once]
+                tensors = self.decode_tensors([payloads[place] for place in some], layout, tokens, version)
+                for place, tensor in zip(some, tensors, strict=True):
+                    kvs[place] = KVTensor(layout, self._link.array(tensor))
+        return kvs
+
+
+def _shape(tensor: Any) -> tuple[KVLayout, int, int]:
+    """Layout, tokens and chunks of a tensor ``[(n,) L, P, T, H, D]``."""
+    if tensor.ndim not in (5, 6) or not tensor.is_cuda:
+        raise InvalidRequestError(
+            f"cachegen on a GPU takes CUDA tensors [L, P, T, H, D] or [n, L, P, T, H, D], not {list(tensor.shape)} on "
+            f"{tensor.device}"
+        )
+    chunks = tensor.shape[0] if tensor.ndim == 6 else 1
+    layers, planes, tokens, heads, dim = tensor.shape[-5:]
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    numpy_dtype(dtype)
+    return KVLayout(layers, heads, dim, dtype, planes), tokens, chunks  # type: ignore[arg-type]  # checked just above
+
+
+def _blocks(tensor: Any) -> jax.Array:
+    tokens, heads, dim = tensor.shape[-3:]
+    return jax.dlpack.from_dlpack(tensor.detach().contiguous().reshape(-1, tokens, heads * dim))

@@ -1,0 +1,87 @@
+"""Bytes between host memory and the GPU, through page-locked memory that PyTorch keeps.
+
+A copy from ordinary memory is staged by the driver at a fraction of the link's speed; PyTorch has an allocator of
+page-locked memory that can be had without waiting for the operating system.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from lmcache_kit.errors import UnavailableError
+from lmcache_kit.kv.layout import numpy_dtype
+
+__all__ = ["HostLink"]
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class HostLink:
+    """Copies for one GPU. Raises UnavailableError if PyTorch is not there or was built without CUDA."""
+
+    def __init__(self) -> None:
+        try:
+            import torch
+        except ImportError:
+            torch = None
+        if torch is None or not torch.cuda.is_available():
+            raise UnavailableError(
+                "cachegen on a GPU needs PyTorch with CUDA beside jax: it owns the KV and the page-locked memory",
+                hint="pip install torch, from an index with CUDA builds",
+            )
+        self._torch = torch
+
+    def to_host(self, head: int, parts: list[tuple[Any, int, int]]) -> Array:
+        """``head`` bytes that are not set, then parts of jax arrays, in one page-locked uint8 array.
+
+        Args:
+            head: bytes to leave free in front.
+            parts: (array uint8 or uint16 on the device, first byte, number of bytes) in the order of the result.
+        """
+        torch = self._torch
+        total = head + sum(size for _, _, size in parts)
+        host = torch.empty(total, dtype=torch.uint8, pin_memory=True)
+        at = head
+        for array, first, size in parts:
+            device = torch.from_dlpack(array).view(torch.uint8).reshape(-1)
+            host[at : at + size].copy_(device[first : first + size], non_blocking=True)
+            at += size
+        torch.cuda.current_stream().synchronize()
+        result: Array = host.numpy()
+        return result
+
+    def to_device(self, payloads: list[Array], room: int) -> Any:
+        """Payloads (uint8) as rows of a torch tensor uint8 ``[n, room]`` on the device, anything behind them."""
+        torch = self._torch
+        staged = torch.empty((len(payloads), room), dtype=torch.uint8, pin_memory=True)
+        device = torch.empty((len(payloads), room), dtype=torch.uint8, device="cuda")
+        for row, target, payload in zip(staged, device, payloads, strict=True):
+            # PyTorch's copy uses several threads, without which it would be slower than the link; the next payload is
+            # staged while this one is on its way.
+            row[: payload.size].copy_(torch.frombuffer(payload.data, dtype=torch.uint8))
+            target[: payload.size].copy_(row[: payload.size], non_blocking=True)
+        return device
+
+    def tensor(self, array: Array) -> Any:
+        """A torch tensor on the device with the values of ``array``, of bfloat16, float16 or float32."""
+        torch = self._torch
+        bits = np.ascontiguousarray(array).view(f"i{array.itemsize}")
+        host = torch.empty(bits.shape, dtype=torch.from_numpy(bits[:0]).dtype, pin_memory=True)
+        host.numpy()[...] = bits
+        dtype = getattr(torch, array.dtype.name)
+        return host.to("cuda", non_blocking=True).view(dtype)
+
+    def from_device(self, array: Any) -> Any:
+        """A jax array as a torch tensor, without a copy."""
+        return self._torch.from_dlpack(array)
+
+    def array(self, tensor: Any) -> Array:
+        """A numpy array with the values of a torch tensor on the device."""
+        torch = self._torch
+        integers = {2: torch.int16, 4: torch.int32}[tensor.element_size()]
+        host = torch.empty(tensor.shape, dtype=integers, pin_memory=True)
+        host.copy_(tensor.contiguous().view(integers))
+        result: Array = host.numpy().view(numpy_dtype(str(tensor.dtype).removeprefix("torch.")))
+        return result
