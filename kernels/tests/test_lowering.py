@@ -61,6 +61,7 @@ def test_compaction():
     scratch, counts = shape(np.uint16, BLOCKS, 3, 300), shape(np.uint32, BLOCKS, 3)
     places = shape(np.int32, BLOCKS, 3)
     assert lowered_kernels(compaction.compact, scratch, counts, places, counts, places) == ["compact"]
+    assert lowered_kernels(compaction.weigh, shape(np.uint16, 900), counts, places, counts) == ["weigh"]
 
 
 LMCACHE = {"quantizer": "lmcache", "levels": (31, 15)}
