@@ -18,7 +18,7 @@ from lmcache_kit_kernels.tables import TableSet, builtin_tables
 
 pytest.importorskip("numba", reason="the numba backend needs numba")
 
-from lmcache_kit_kernels.blocks import numba_quantize, numba_rans, numba_statistics, numba_threads
+from lmcache_kit_kernels.blocks import numba_quantize, numba_rans, numba_statistics
 
 DTYPES = [ml_dtypes.bfloat16, np.float16, np.float32]
 BFLOAT16_TWO = 0x4000
@@ -309,13 +309,6 @@ def test_inputs_of_every_layout_share_one_compilation():
             assert len(getattr(function, "signatures", ())) <= 1, name
 
 
-def test_ranges_cover_all_blocks_in_order(monkeypatch):
-    monkeypatch.setattr(numba_threads, "usable_cores", lambda: 3)
-    for count, elements in [(0, 10), (1, 1 << 20), (2, 1), (7, 1 << 20), (64, 1 << 14), (5, 0)]:
-        parts = numba_threads.over_blocks(count, elements, lambda some: list(range(some.start, some.stop)))
-        assert [index for part in parts for index in part] == list(range(count))
-
-
 def test_calls_from_many_threads_at_once():
     shape = (6, 40, 64)
     inputs = [make("normal", seed, shape, np.float32) for seed in range(8)]
@@ -326,27 +319,3 @@ def test_calls_from_many_threads_at_once():
     for x, one, value in zip(inputs, coded, values, strict=True):
         assert one.words.tobytes() == encode(x, chosen).words.tobytes()
         assert value.tobytes() == decode(one, chosen, np.float32).tobytes()
-
-
-FORKED = """
-import os
-import numpy as np
-from lmcache_kit_kernels.blocks import Settings, encode, numba_threads
-numba_threads.usable_cores = lambda: 2
-x = np.random.default_rng(0).standard_normal((4, 9, 32)).astype(np.float32)
-chosen = Settings("uniform", (127,) * 4, 0x4000)
-before = encode(x, chosen, backend="numba").words.tobytes()
-with numba_threads._lock:
-    child = os.fork()
-    if child == 0:
-        os._exit(0 if encode(x, chosen, backend="numba").words.tobytes() == before else 1)
-print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-"""
-
-
-@pytest.mark.skipif(not hasattr(numba_threads.os, "fork"), reason="this system has no fork")
-def test_a_forked_child_makes_its_own_threads():
-    result = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", FORKED], capture_output=True, text=True, check=False, timeout=60
-    )
-    assert (result.stdout.strip(), result.returncode) == ("0", 0), result.stderr

@@ -14,10 +14,10 @@ import numpy as np
 
 from lmcache_kit_kernels.blocks import numba_quantize, numba_rans, numba_statistics
 from lmcache_kit_kernels.blocks.numba_compile import sealed
-from lmcache_kit_kernels.blocks.numba_threads import over_blocks
 from lmcache_kit_kernels.blocks.records import Coded, Quantized, Settings
 from lmcache_kit_kernels.errors import CorruptStreamError
 from lmcache_kit_kernels.tables import ALPHABETS, NUM_TABLES, PROBABILITY_BITS, UNIT_GAIN, TableSet, decoding_table
+from lmcache_kit_kernels.threads import over_blocks
 from lmcache_kit_kernels.uniform.arguments import LEVELS, ONE
 
 __all__ = ["decode", "dequantize", "encode", "quantize"]

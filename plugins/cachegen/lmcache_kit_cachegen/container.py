@@ -29,6 +29,7 @@ _HEADER = struct.Struct("<4s BBBB HHHH III BBBB 16s")
 # mode, levels, inverse | check, bytes of the fixed part, bytes of the data part
 _ENTRY = struct.Struct("<BBH III")
 _CRC = struct.Struct("<I")
+_MODES = {int(mode): mode for mode in Mode}
 # bfloat16 patterns of 2**-100 and 2**100.
 _LEAST_INVERSE, _LARGEST_INVERSE = (127 - 100) << 7, (127 + 100) << 7
 
@@ -174,9 +175,9 @@ def _contradictions(header: Header) -> Iterator[str]:
 
 def _entries(head: memoryview) -> Iterator[Entry]:
     for mode, levels, inverse, check, fixed_bytes, data_bytes in _ENTRY.iter_unpack(head[_HEADER.size :]):
-        if mode not in tuple(Mode):
+        if mode not in _MODES:
             raise BlobError(f"cachegen directory holds the unknown mode {mode}")
-        yield Entry(Mode(mode), levels, inverse, check, fixed_bytes, data_bytes)
+        yield Entry(_MODES[mode], levels, inverse, check, fixed_bytes, data_bytes)
 
 
 def _checked(index: int, entry: Entry, header: Header) -> Entry:

@@ -1,9 +1,12 @@
-"""Parts of blocks back to values. Whatever is wrong with them is a BlobError, found before it can do harm."""
+"""Parts of blocks back to values. Whatever is wrong with them is a BlobError, found before it can do harm.
+
+A range of blocks goes from its bytes to its values at once, check, sections and all, on one of the cores.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -11,10 +14,11 @@ import numpy as np
 from lmcache_kit_kernels import blocks as kernel
 from lmcache_kit_kernels.checks import weighted_sum
 from lmcache_kit_kernels.errors import CorruptStreamError
+from lmcache_kit_kernels.packing import packed_size, unpack_rows
 from lmcache_kit_kernels.tables import TableSet
+from lmcache_kit_kernels.threads import block_ranges, in_parallel
 
 from lmcache_kit.errors import BlobError
-from lmcache_kit_cachegen.bits import packed_bytes, unpack_rows
 from lmcache_kit_cachegen.container import Entry
 from lmcache_kit_cachegen.header import Header, Mode, padded
 from lmcache_kit_cachegen.sections import from_little, read_fixed, symbol_bits
@@ -37,9 +41,10 @@ class Block:
     data: Array
     out: Array
 
-    def check(self) -> None:
+    def check(self, backend: str) -> None:
         """Raises BlobError unless the parts are those that the directory's check was made of."""
-        check = weighted_sum(self.fixed.view("<u2")) + weighted_sum(self.data.view("<u2"), self.fixed.size // 2)
+        check = weighted_sum(self.fixed.view("<u2"), backend=backend)
+        check += weighted_sum(self.data.view("<u2"), self.fixed.size // 2, backend=backend)
         if check % 2**32 != self.entry.check:
             raise BlobError(f"cachegen block {self.index} is damaged: its checksum differs")
 
@@ -49,26 +54,48 @@ def decode_blocks(blocks: Sequence[Block], tables: Mapping[bytes, Tables], backe
 
     Args:
         tables: by the fingerprint of the profile; those of every block must be there.
-        elements: about how many go into one call of a kernel.
+        elements: about how many go into one call of a kernel that takes blocks in one piece.
     """
-    for block in blocks:
-        block.check()
-    by_mode = _grouped(blocks, lambda block: block.entry.mode)
-    for block in by_mode.get(Mode.ZERO, ()):
-        block.out[...] = 0
-    for block in by_mode.get(Mode.VERBATIM, ()):
-        _verbatim(block)
-    for mode in (Mode.PACKED, Mode.CODED):
-        for alike in _grouped(by_mode.get(mode, ()), _settings_key).values():
-            for some in _batches(alike, elements):
-                try:
-                    values = (_packed if mode is Mode.PACKED else _coded)(
-                        some, tables[some[0].header.fingerprint], backend
-                    )
-                except CorruptStreamError as error:
-                    raise BlobError(f"cachegen block: {error}") from None
-                for block, value in zip(some, values, strict=True):
-                    block.out[...] = value
+
+    def decode(some: Sequence[Block]) -> None:
+        for block in some:
+            block.check(backend)
+        mode = some[0].entry.mode
+        if mode in (Mode.PACKED, Mode.CODED):
+            _decode_alike(some, tables[some[0].header.fingerprint], backend)
+            return
+        for block in some:
+            if mode is Mode.ZERO:
+                block.out[...] = 0
+            else:
+                _verbatim(block)
+
+    ranges = [
+        alike[some]
+        for alike in _grouped(blocks, lambda block: (block.entry.mode, _settings_key(block))).values()
+        for some in _ranges(len(alike), alike[0].out.size, backend, elements)
+    ]
+    in_parallel(decode, ranges) if backend == "numba" else [decode(some) for some in ranges]
+
+
+def _ranges(count: int, size: int, backend: str, elements: int) -> list[slice]:
+    """Blocks that go through the kernels in one call."""
+    if backend == "numba":
+        return block_ranges(count, size)
+    length = max(1, elements // max(1, size))
+    return [slice(start, start + length) for start in range(0, count, length)]
+
+
+def _decode_alike(blocks: Sequence[Block], tables: Tables, backend: str) -> None:
+    decode = _packed if blocks[0].entry.mode is Mode.PACKED else _coded
+    try:
+        values = decode(blocks, tables, backend)
+    except CorruptStreamError as error:
+        raise BlobError(f"cachegen block: {error}") from None
+    for block, value in zip(blocks, values, strict=True):
+        # As plain integers: those are copied as a whole, and without the GIL.
+        unsigned = f"u{value.itemsize}"
+        block.out.view(unsigned)[...] = value.view(unsigned)
 
 
 def _grouped(items: Sequence[Block], key: Callable[[Block], Key]) -> dict[Key, list[Block]]:
@@ -95,12 +122,6 @@ def _settings_key(block: Block) -> Hashable:
     )
 
 
-def _batches(blocks: Sequence[Block], elements: int) -> Iterator[Sequence[Block]]:
-    size = max(1, elements // blocks[0].out.size)
-    for start in range(0, len(blocks), size):
-        yield blocks[start : start + size]
-
-
 def _settings(blocks: Sequence[Block], tables: Tables) -> kernel.Settings:
     header = blocks[0].header
     return kernel.Settings(
@@ -115,12 +136,13 @@ def _settings(blocks: Sequence[Block], tables: Tables) -> kernel.Settings:
     )
 
 
-def _fixed(blocks: Sequence[Block]) -> dict[str, Array]:
+def _fixed(blocks: Sequence[Block], backend: str) -> dict[str, Array]:
     """The arrays of the fixed parts of blocks, whose headers may differ in the widths of sections."""
     mode = blocks[0].entry.mode
     arrays: dict[str, Array] = {}
     for (header, levels), alike in _grouped(blocks, lambda block: (block.header, block.entry.levels)).items():
-        parts = read_fixed(header, mode, levels, np.stack([block.fixed for block in alike]))
+        rows = alike[0].fixed[None] if len(alike) == 1 else np.stack([block.fixed for block in alike])
+        parts = read_fixed(header, mode, levels, rows, backend)
         if len(alike) == len(blocks):
             return parts
         places = [place for place, block in enumerate(blocks) if (block.header, block.entry.levels) == (header, levels)]
@@ -141,15 +163,16 @@ def _verbatim(block: Block) -> None:
 
 
 def _packed(blocks: Sequence[Block], tables: Tables, backend: str) -> Array:
-    arrays = _fixed(blocks)
+    arrays = _fixed(blocks, backend)
     shape, dtype = blocks[0].out.shape, blocks[0].out.dtype
     count = shape[0] * shape[1]
     symbols = np.empty((len(blocks), *shape), dtype=np.uint8)
     for place, block in enumerate(blocks):
-        size = packed_bytes(count, symbol_bits(block.entry.levels))
+        size = packed_size(count, symbol_bits(block.entry.levels))
         if bool(block.data[size:].any()):
             raise BlobError(f"cachegen block {block.index}: padding is not zero")
-        symbols[place] = unpack_rows(block.data[None, :size], count, symbol_bits(block.entry.levels)).reshape(shape)
+        width = symbol_bits(block.entry.levels)
+        symbols[place] = unpack_rows(block.data[None, :size], count, width, backend=backend).reshape(shape)
         if int(symbols[place].max()) >= block.entry.levels:
             raise BlobError(f"cachegen block {block.index}: a symbol is not below {block.entry.levels}")
     lmcache = blocks[0].header.quantizer == "lmcache"
@@ -165,7 +188,7 @@ def _packed(blocks: Sequence[Block], tables: Tables, backend: str) -> Array:
 
 
 def _coded(blocks: Sequence[Block], tables: Tables, backend: str) -> Array:
-    arrays = _fixed(blocks)
+    arrays = _fixed(blocks, backend)
     runs = []
     for block, counts in zip(blocks, arrays["counts"], strict=True):
         # Of 64 bits: a sum of forged counts must not wrap around to the right number.
@@ -185,7 +208,7 @@ def _coded(blocks: Sequence[Block], tables: Tables, backend: str) -> Array:
         refinements=arrays.get("refinements"),
         states=arrays["states"],
         counts=arrays["counts"],
-        words=np.concatenate(runs).astype(np.uint16, copy=False),
+        words=(runs[0] if len(runs) == 1 else np.concatenate(runs)).astype(np.uint16, copy=False),
         usable=np.ones(len(blocks), dtype=bool),
     )
     return kernel.decode(coded, _settings(blocks, tables), blocks[0].out.dtype, backend=backend)

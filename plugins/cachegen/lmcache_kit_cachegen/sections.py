@@ -10,9 +10,10 @@ import functools
 from typing import Any
 
 import numpy as np
+from lmcache_kit_kernels.errors import CorruptStreamError
+from lmcache_kit_kernels.packing import pack_rows, packed_size, unpack_rows
 
 from lmcache_kit.errors import BlobError
-from lmcache_kit_cachegen.bits import pack_rows, packed_bytes, unpack_rows
 from lmcache_kit_cachegen.header import Header, Mode, padded
 
 __all__ = [
@@ -20,8 +21,10 @@ __all__ = [
     "data_size",
     "fixed_rows",
     "fixed_size",
-    "pad_columns",
+    "little",
+    "packed_rows",
     "read_fixed",
+    "refinement_rows",
     "sections_of",
     "symbol_bits",
 ]
@@ -49,14 +52,14 @@ def sections_of(header: Header, mode: Mode, levels: int) -> tuple[tuple[str, int
     if not lmcache:
         sections.append(("centres", channels * header.offset_bytes))
     elif mode is Mode.CODED:
-        sections.append(("centres", packed_bytes(channels, symbol_bits(levels))))
+        sections.append(("centres", packed_size(channels, symbol_bits(levels))))
     if mode is Mode.CODED:
-        sections.append(("tables", packed_bytes(channels, TABLE_BITS)))
+        sections.append(("tables", packed_size(channels, TABLE_BITS)))
         if header.anchor_group:
-            sections.append(("flags", packed_bytes(channels, 1)))
+            sections.append(("flags", packed_size(channels, 1)))
         sections += [("counts", header.groups * _COUNT.itemsize), ("states", header.lanes * _STATE.itemsize)]
     if header.refined_tokens:
-        sections.append(("refinements", packed_bytes(header.refined_tokens * channels, header.refine_bits)))
+        sections.append(("refinements", packed_size(header.refined_tokens * channels, header.refine_bits)))
     return tuple(sections)
 
 
@@ -73,7 +76,7 @@ def data_size(header: Header, mode: Mode, levels: int) -> int:
     elements = header.num_tokens * header.channels
     if mode is Mode.VERBATIM:
         return padded(elements * header.layout.np_dtype.itemsize)
-    return padded(packed_bytes(elements, symbol_bits(levels)))
+    return padded(packed_size(elements, symbol_bits(levels)))
 
 
 def coded_limit(header: Header) -> int:
@@ -81,37 +84,45 @@ def coded_limit(header: Header) -> int:
     return padded(2 * header.num_tokens * header.channels)
 
 
-def pad_columns(rows: Array) -> Array:
-    """``rows`` uint8 ``[n, size]`` with zero columns up to a multiple of 4."""
-    missing = -rows.shape[1] % 4
-    return np.pad(rows, [(0, 0), (0, missing)]) if missing else rows
-
-
-def fixed_rows(header: Header, mode: Mode, levels: int, arrays: dict[str, Array]) -> Array:
-    """Fixed parts uint8 ``[n, fixed_size]`` of blocks of one mode and levels from the arrays of their sections."""
-    count = len(arrays["scales"])
-    rows = np.zeros((count, fixed_size(header, mode, levels)), dtype=np.uint8)
+def fixed_rows(header: Header, mode: Mode, levels: int, arrays: dict[str, Array], backend: str = "numpy") -> Array:
+    """Fixed parts uint8 ``[n, size]`` of blocks of one mode and levels from the arrays of their sections; without
+    refinements, which end a fixed part and are :func:`refinement_rows`."""
+    sections = [(name, size) for name, size in sections_of(header, mode, levels) if name != "refinements"]
+    rows = np.zeros((len(arrays["scales"]), sum(padded(size) for _, size in sections)), dtype=np.uint8)
     start = 0
-    for name, size in sections_of(header, mode, levels):
+    for name, size in sections:
         if size:
-            rows[:, start : start + size] = _to_bytes(header, name, arrays[name], levels)
+            rows[:, start : start + size] = _to_bytes(header, name, arrays[name], levels, backend)
         start += padded(size)
     return rows
 
 
-def _to_bytes(header: Header, name: str, array: Array, levels: int) -> Array:
+def _to_bytes(header: Header, name: str, array: Array, levels: int, backend: str) -> Array:
     lmcache = header.quantizer == "lmcache"
     if name == "scales":
         return little(array if lmcache else array.astype(np.uint8, copy=False))
     if name == "centres":
-        return pack_rows(array, symbol_bits(levels)) if lmcache else little(array.astype(f"<i{header.offset_bytes}"))
+        if lmcache:
+            return pack_rows(array, symbol_bits(levels), backend=backend)
+        return little(array.astype(f"<i{header.offset_bytes}"))
     if name == "tables":
-        return pack_rows(array, TABLE_BITS)
+        return pack_rows(array, TABLE_BITS, backend=backend)
     if name == "flags":
-        return pack_rows(array.view(np.uint8), 1)
-    if name == "refinements":
-        return pack_rows(array.reshape(len(array), -1), header.refine_bits)
+        return pack_rows(array.view(np.uint8), 1, backend=backend)
     return little(array.astype(_COUNT, copy=False))
+
+
+def refinement_rows(refinements: Array, bits: int, backend: str = "numpy") -> Array:
+    """The section of refinements uint8 ``[n, R, C]`` of ``bits`` bits: uint8 ``[n, size]``, whatever the mode."""
+    return packed_rows(refinements.reshape(len(refinements), -1), bits, backend)
+
+
+def packed_rows(values: Array, width: int, backend: str = "numpy") -> Array:
+    """Integers uint8 ``[n, count]`` in ``width`` bits each, as bytes uint8 ``[n, size]``, filled up to a multiple of
+    4."""
+    packed = pack_rows(values, width, backend=backend)
+    missing = -packed.shape[1] % 4
+    return np.pad(packed, [(0, 0), (0, missing)]) if missing else packed
 
 
 def little(array: Array) -> Array:
@@ -127,7 +138,7 @@ def from_little(rows: Array, dtype: np.dtype[Any]) -> Array:
     return np.ascontiguousarray(rows).view(f"<{unsigned}").astype(unsigned, copy=False).view(dtype)
 
 
-def read_fixed(header: Header, mode: Mode, levels: int, rows: Array) -> dict[str, Array]:
+def read_fixed(header: Header, mode: Mode, levels: int, rows: Array, backend: str = "numpy") -> dict[str, Array]:
     """The arrays of the sections of fixed parts uint8 ``[n, fixed_size]``.
 
     Scales are maxima in the KV's dtype or exponents uint8, centres uint8 or offsets int16, flags bool, counts and
@@ -139,23 +150,26 @@ def read_fixed(header: Header, mode: Mode, levels: int, rows: Array) -> dict[str
         end = start + padded(size)
         if bool(rows[:, start + size : end].any()):
             raise BlobError("cachegen block: padding is not zero")
-        arrays[name] = _from_bytes(header, name, rows[:, start : start + size], levels)
+        try:
+            arrays[name] = _from_bytes(header, name, rows[:, start : start + size], levels, backend)
+        except CorruptStreamError as error:
+            raise BlobError(f"cachegen block: {error}") from None
         start = end
     return arrays
 
 
-def _from_bytes(header: Header, name: str, rows: Array, levels: int) -> Array:
+def _from_bytes(header: Header, name: str, rows: Array, levels: int, backend: str) -> Array:
     lmcache, channels = header.quantizer == "lmcache", header.channels
     if name == "scales":
         return _maxima(header, rows) if lmcache else _exponents(header, rows)
     if name == "centres":
-        return _centres(rows, channels, levels) if lmcache else _offsets(header, rows)
+        return _centres(rows, channels, levels, backend) if lmcache else _offsets(header, rows)
     if name == "tables":
-        return unpack_rows(rows, channels, TABLE_BITS)
+        return unpack_rows(rows, channels, TABLE_BITS, backend=backend)
     if name == "flags":
-        return unpack_rows(rows, channels, 1).view(bool)
+        return unpack_rows(rows, channels, 1, backend=backend).view(bool)
     if name == "refinements":
-        values = unpack_rows(rows, header.refined_tokens * channels, header.refine_bits)
+        values = unpack_rows(rows, header.refined_tokens * channels, header.refine_bits, backend=backend)
         return values.reshape(len(rows), header.refined_tokens, channels)
     return from_little(rows, np.dtype(np.uint32))
 
@@ -178,8 +192,8 @@ def _exponents(header: Header, rows: Array) -> Array:
     return np.ascontiguousarray(rows)
 
 
-def _centres(rows: Array, channels: int, levels: int) -> Array:
-    centres = unpack_rows(rows, channels, symbol_bits(levels))
+def _centres(rows: Array, channels: int, levels: int, backend: str) -> Array:
+    centres = unpack_rows(rows, channels, symbol_bits(levels), backend=backend)
     if int(centres.max(initial=0)) >= levels:
         raise BlobError(f"cachegen block: a centre is {int(centres.max())}, it must be below {levels}")
     return centres
