@@ -52,7 +52,7 @@ def decode(coded: Coded, settings: Settings, dtype: np.dtype[Any], *, interpret:
     if not pipeline.supported(settings):
         return xla.decode(coded, settings, dtype)
     plan, alphabets = pipeline.plan_for(settings, coded.scales.shape[1])
-    on_device = pipeline.DeviceCoded(
+    arrays: Any = (
         coded.scales,
         coded.inverses,
         coded.centres,
@@ -66,7 +66,8 @@ def decode(coded: Coded, settings: Settings, dtype: np.dtype[Any], *, interpret:
         np.zeros(1, np.int32),
     )
     tables = pipeline.device_tables(settings.tables, alphabets)
-    blocks, good = pipeline.decode(jax.device_put(on_device), plan, tables, dtype, interpret=interpret)
+    on_device = pipeline.DeviceCoded(*jax.device_put(arrays))
+    blocks, good = pipeline.decode(on_device, plan, tables, dtype, interpret=interpret)
     if not good:
         raise CorruptStreamError("a run of words does not decode to the state and place where it must end")
     return np.asarray(blocks)

@@ -58,7 +58,8 @@ def _kernel(
     levels, alphabet = info_ref[block, 0], info_ref[block, 1]
     middle = levels // 2
     scale, scale_rest = scale_ref[block, 0], scale_ref[block, 1]
-    slot_bases, entry_bases, origins, gains = [], [], [], []
+    slot_bases, entry_bases, origins = [], [], []
+    gains: list[Any] = []
     for channel in channels:
         table = plgpu.load(tables_ref.at[block, channel], mask=real, other=0).astype(jnp.int32)
         slot_bases.append((alphabet * 32 + table) * _SLOTS)
@@ -69,7 +70,7 @@ def _kernel(
     start = plgpu.load(starts_ref.at[block, group], mask=real, other=0)
     end = start + plgpu.load(counts_ref.at[block, group], mask=real, other=0).astype(jnp.int32)
 
-    def value(symbol: jax.Array, row: jax.Array, part: int, t: Any, fine: bool) -> jax.Array:
+    def value(symbol: jax.Array, row: Any, part: int, t: Any, fine: bool) -> Any:
         if not uniform:
             away = symbol + origins[part]
             away = integers(away - jnp.where(away > middle, levels, 0))

@@ -93,7 +93,7 @@ def _kernel(
     zero = info_ref[block, 2].astype(jnp.uint32)
     kept = real & (info_ref[block, 3] != 0)
     middle = levels // 2
-    inverse = inverse_ref[block] if uniform else None
+    inverse: Any = inverse_ref[block] if uniform else None
     origins = [plgpu.load(offsets_ref.at[block, c], mask=real, other=0.0) for c in channels] if uniform else []
 
     def rows(some: Sequence[Any]) -> list[tuple[jax.Array, list[jax.Array]]]:
@@ -138,7 +138,7 @@ def _kernel(
     for part, (total, most) in enumerate(over_tokens(0, tokens, spread, [(nothing[0], nothing[0])] * fold)):
         ratio = (total.astype(jnp.uint32) * jnp.uint32(1024)) // jnp.uint32(tokens)
 
-        def passed(i: Any, table: jax.Array, ratio: jax.Array = ratio) -> jax.Array:
+        def passed(i: Any, table: Any, ratio: Any = ratio) -> Any:
             return table + (ratio >= thresholds_ref[alphabet, i].astype(jnp.uint32)).astype(jnp.int32)
 
         table = jax.lax.fori_loop(0, 31, passed, nothing[0])

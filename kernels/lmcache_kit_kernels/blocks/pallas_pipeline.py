@@ -255,7 +255,7 @@ def encode(
         even: fill each block's words up to an even number with a zero.
         interpret: run the kernels in Pallas's interpreter, on any device.
     """
-    return _encode(
+    coded: DeviceCoded = _encode(
         blocks,
         plan.info,
         plan.ratio,
@@ -270,6 +270,7 @@ def encode(
         even=even,
         interpret=interpret,
     )
+    return coded
 
 
 @functools.partial(jax.jit, static_argnames=("dtype", *_STATIC))
@@ -337,7 +338,7 @@ def decode(
     ``starts`` int32 ``[B, G]`` says where in the words each run begins, if not where :func:`encode` put it; they and
     the counts must lie within the words. ``sums``, ``usable`` and ``variants`` are not looked at.
     """
-    return _decode(
+    blocks, good = _decode(
         coded,
         starts,
         plan.info,
@@ -351,3 +352,4 @@ def decode(
         even=even,
         interpret=interpret,
     )
+    return blocks, good

@@ -49,7 +49,7 @@ def _kernel(
     start, first, fill = starts_ref[block, group], firsts_ref[block, group], fills_ref[block, group]
     offsets = jnp.arange(_STRIP, dtype=jnp.int32)
 
-    def strip(number: Any, total: jax.Array) -> jax.Array:
+    def strip(number: Any, total: Any) -> Any:
         index = number * _STRIP + offsets
         word = plgpu.load(scratch_ref.at[block, group, room - count + index], mask=index < count, other=0)
         inside = index < count + fill
@@ -97,7 +97,7 @@ def _weigh_kernel(words_ref: Any, counts_ref: Any, starts_ref: Any, firsts_ref: 
     start, first = starts_ref[block, group], firsts_ref[block, group]
     offsets = jnp.arange(_STRIP, dtype=jnp.int32)
 
-    def strip(number: Any, total: jax.Array) -> jax.Array:
+    def strip(number: Any, total: Any) -> Any:
         index = number * _STRIP + offsets
         word = plgpu.load(words_ref.at[start + index], mask=index < count, other=0)
         return total + word.astype(jnp.uint32) * (2 * (first + index.astype(jnp.uint32)) + 1)

@@ -30,7 +30,7 @@ def quantize(blocks: Array, levels: Array, *, backend: str = "numpy") -> tuple[A
     Args:
         blocks: ``[B, T, C]``, bfloat16, float16 or float32.
         levels: ``[B]``, symbols of each block: odd, 15 to 127.
-        backend: ``numpy``, ``xla`` or ``pallas_interpret``; all agree bit for bit.
+        backend: one of ``backends_of("quantize")``; all agree bit for bit.
 
     Returns:
         symbols uint8 ``[B, T, C]`` below ``levels``, and maxima ``[B, T]`` in the input's dtype. A token outside the

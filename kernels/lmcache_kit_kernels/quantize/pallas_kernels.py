@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
+from lmcache_kit_kernels.pallas_tools import shape_of, unsigned_of, widen
 from lmcache_kit_kernels.quantize.arguments import TINY
 from lmcache_kit_kernels.quantize.float_steps import exact_ratio, product_plus
 
@@ -25,23 +26,8 @@ _WARPS = 4
 _ROUNDER = float(1 << 23)
 
 
-def _shape(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape, dtype)  # type: ignore[no-untyped-call]  # jax leaves it without annotations
-
-
 def _strip(channels: int) -> int:
     return min(_STRIP, 1 << (channels - 1).bit_length())
-
-
-def _unsigned(dtype: Any) -> Any:
-    return jnp.dtype(f"uint{8 * jnp.dtype(dtype).itemsize}")
-
-
-def _widen(bits: jax.Array, dtype: Any) -> jax.Array:
-    """float32 of the values whose bits are given."""
-    if dtype == jnp.bfloat16:
-        return jax.lax.bitcast_convert_type(bits.astype(jnp.uint32) << 16, jnp.float32)
-    return jax.lax.bitcast_convert_type(bits, dtype).astype(jnp.float32)
 
 
 def _quantize_kernel(
@@ -65,7 +51,7 @@ def _quantize_kernel(
 
     top = jnp.max(jax.lax.fori_loop(0, strips, largest, jnp.zeros((strip,), jnp.int32)))
     maxima_ref[block, token] = top.astype(unsigned)
-    wide = _widen(top.astype(unsigned), dtype)
+    wide = widen(top.astype(unsigned), dtype)
     usable = (wide >= TINY) & (wide < jnp.inf)
     levels = levels_ref[block]
     middle = levels // 2
@@ -74,7 +60,7 @@ def _quantize_kernel(
 
     def scale(index: Any, _: None) -> None:
         values, column, inside = load(index)
-        scaled = product_plus(_widen(values, dtype), factor, middle.astype(jnp.float32), zero)
+        scaled = product_plus(widen(values, dtype), factor, middle.astype(jnp.float32), zero)
         bits = jax.lax.bitcast_convert_type(scaled + _ROUNDER, jnp.uint32) & 127
         symbols = jnp.where(usable, bits, middle.astype(jnp.uint32)).astype(jnp.uint8)
         plgpu.store(symbols_ref.at[block, token, column], symbols, mask=inside)
@@ -87,13 +73,13 @@ def quantize(blocks: jax.Array, levels: jax.Array, *, interpret: bool) -> tuple[
     """Symbols ``[B, T, C]`` and maxima ``[B, T]``."""
     count, tokens, channels = blocks.shape
     # Values and maxima cross the kernel's border as bits: a NaN may change its payload on the way through a float.
-    unsigned = _unsigned(blocks.dtype)
+    unsigned = unsigned_of(blocks.dtype)
     symbols, bits = pl.pallas_call(
         functools.partial(_quantize_kernel, dtype=blocks.dtype, channels=channels),
         grid=(count, tokens),
         out_shape=(
-            _shape(blocks.shape, jnp.uint8),
-            _shape((count, tokens), unsigned),
+            shape_of(blocks.shape, jnp.uint8),
+            shape_of((count, tokens), unsigned),
         ),
         compiler_params=plgpu.CompilerParams(num_warps=_WARPS),
         interpret=interpret,
@@ -125,7 +111,7 @@ def dequantize(symbols: jax.Array, maxima: jax.Array, table: jax.Array, *, inter
     values: jax.Array = pl.pallas_call(
         functools.partial(_dequantize_kernel, channels=channels),
         grid=(count, tokens),
-        out_shape=_shape(symbols.shape, maxima.dtype),
+        out_shape=shape_of(symbols.shape, maxima.dtype),
         compiler_params=plgpu.CompilerParams(num_warps=_WARPS),
         interpret=interpret,
         name="dequantize",
