@@ -102,12 +102,12 @@ COUNT = len(KINDS)
 CASES = {
     "lmcache": (ml_dtypes.bfloat16, (33, 64), mixed(COUNT)),
     "lmcache in deltas and folds": (np.float16, (34, 40), mixed(COUNT, anchor_group=10, fold=4)),
-    "lmcache of float32": (np.float32, (3, 37), Settings("lmcache", (31,) * COUNT)),
+    "lmcache of float32, four channels a lane": (np.float32, (2, 148), Settings("lmcache", (31,) * COUNT, fold=4)),
     "uniform, refined": (ml_dtypes.bfloat16, (33, 64), uniform(COUNT, refined_tokens=4, refine_bits=4, fold=2)),
     "uniform in deltas": (np.float16, (34, 40), uniform(COUNT, anchor_group=10, group=8)),
     "uniform of float32 with a profile": (
         np.float32,
-        (5, 33),
+        (5, 129),  # one more than the lanes of a program on a GPU
         uniform(COUNT, log_variances=tuple(range(15600, 15600 + 128 * COUNT, 128)), refined_tokens=9, refine_bits=1),
     ),
     "uniform, one value": (ml_dtypes.bfloat16, (1, 1), uniform(COUNT)),
