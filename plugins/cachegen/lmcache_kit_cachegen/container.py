@@ -17,7 +17,16 @@ from lmcache_kit_cachegen.header import BUILT_IN, Header, Mode, padded
 from lmcache_kit_cachegen.levels import COARSE, FINE, UNIFORM_SYMBOLS
 from lmcache_kit_cachegen.sections import coded_limit, data_size, fixed_size
 
-__all__ = ["Directory", "Entry", "head_size", "read_directory", "write_directory"]
+__all__ = [
+    "HEADER_BYTES",
+    "LARGEST_INVERSE",
+    "LEAST_INVERSE",
+    "Directory",
+    "Entry",
+    "head_size",
+    "read_directory",
+    "write_directory",
+]
 
 MAGIC = b"CGKV"
 PROBABILITY_BITS = 10
@@ -29,9 +38,10 @@ _HEADER = struct.Struct("<4s BBBB HHHH III BBBB 16s")
 # mode, levels, inverse | check, bytes of the fixed part, bytes of the data part
 _ENTRY = struct.Struct("<BBH III")
 _CRC = struct.Struct("<I")
+HEADER_BYTES = _HEADER.size
 _MODES = {int(mode): mode for mode in Mode}
 # bfloat16 patterns of 2**-100 and 2**100.
-_LEAST_INVERSE, _LARGEST_INVERSE = (127 - 100) << 7, (127 + 100) << 7
+LEAST_INVERSE, LARGEST_INVERSE = (127 - 100) << 7, (127 + 100) << 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +198,7 @@ def _checked(index: int, entry: Entry, header: Header) -> Entry:
     elif header.quantizer == "lmcache":
         right = entry.levels in (FINE, COARSE) and entry.inverse == 0
     else:
-        right = entry.levels == UNIFORM_SYMBOLS and _LEAST_INVERSE <= entry.inverse <= _LARGEST_INVERSE
+        right = entry.levels == UNIFORM_SYMBOLS and LEAST_INVERSE <= entry.inverse <= LARGEST_INVERSE
     if not right:
         raise BlobError(
             f"cachegen block {index} cannot be of mode {entry.mode.name.lower()}, {entry.levels} levels and inverse "

@@ -11,33 +11,15 @@ import numpy as np
 from lmcache_kit.contracts.storage import Buffer
 from lmcache_kit.errors import InvalidRequestError
 from lmcache_kit.kv.layout import KVLayout, KVTensor, numpy_dtype
-from lmcache_kit_cachegen.container import Directory
-from lmcache_kit_cachegen.device import DeviceBuffers, DeviceCodec
-from lmcache_kit_cachegen.header import Header
+from lmcache_kit_cachegen import device
+from lmcache_kit_cachegen.container import HEADER_BYTES
 from lmcache_kit_cachegen.host_link import HostLink
 from lmcache_kit_cachegen.method import CacheGen
 from lmcache_kit_cachegen.options import CacheGenOptions
 
-__all__ = ["GpuBuffers", "GpuCacheGen"]
+__all__ = ["GpuCacheGen"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
-
-
-class GpuBuffers:
-    """One or more coded chunks on the device, all of one shape."""
-
-    __slots__ = ("buffers", "header", "settings")
-
-    def __init__(self, buffers: DeviceBuffers, header: Header, settings: Any) -> None:
-        self.buffers, self.header, self.settings = buffers, header, settings
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of what is coded, without the room behind the words."""
-        coded = self.buffers.coded
-        arrays = [coded.scales, coded.inverses, coded.centres, coded.tables, coded.states, coded.counts]
-        words = 2 * int(np.asarray(coded.counts).sum(dtype=np.int64))
-        return words + sum(int(array.nbytes) for array in arrays if array is not None)
 
 
 class GpuCacheGen(CacheGen):
@@ -53,7 +35,8 @@ class GpuCacheGen(CacheGen):
     def __init__(self, options: CacheGenOptions) -> None:
         super().__init__(options)
         self._link = HostLink()
-        self._codec = DeviceCodec(self._link)
+        self._to_write: dict[tuple[KVLayout, int, int], device.Job] = {}
+        self._to_read: dict[tuple[bytes, int], tuple[device.Job, int]] = {}
         self.device_name: str = jax.devices()[0].device_kind
 
     # --- tensors on the device ---------------------------------------------------------------------------------------
@@ -62,35 +45,33 @@ class GpuCacheGen(CacheGen):
         """``kv`` as a PyTorch tensor on the GPU."""
         return self._link.tensor(kv.data)
 
-    def encode_device(self, tensor: Any) -> GpuBuffers:
+    def encode_device(self, tensor: Any) -> device.DeviceBuffers:
         """Coded buffers on the device; returns when they are done. Raises as :meth:`launch_encode` does."""
         found = self.launch_encode(tensor)
-        jax.block_until_ready(found.buffers.coded)
+        jax.block_until_ready(found.coded)
         return found
 
-    def launch_encode(self, tensor: Any) -> GpuBuffers:
+    def launch_encode(self, tensor: Any) -> device.DeviceBuffers:
         """Coded buffers on the device; returns at once, while the device works.
 
         Raises InvalidRequestError for KV that is not coded on the GPU: chunks of fewer than 128 tokens where a token
         has more than one channel a lane, and anchor_delta.
         """
-        layout, tokens, chunks = _shape(tensor)
-        header, settings = self.header_and_settings(layout, tokens, chunks)
-        found = self._codec.encode(_blocks(tensor), header, settings) if tokens else None
-        if found is None:
+        job = self._job(*_shape(tensor))
+        if not job.supported:
             raise InvalidRequestError(
-                f"cachegen has no kernels for {tokens} tokens of this layout and these options on the GPU",
+                f"cachegen has no kernels for {job.headers[0].num_tokens} tokens of this layout and these options",
                 hint="encode_tensor codes such KV on the CPU",
             )
-        return GpuBuffers(found, header, settings)
+        return device.encode(_blocks(tensor), job)
 
-    def decode_device(self, buffers: GpuBuffers) -> Any:
+    def decode_device(self, buffers: device.DeviceBuffers) -> Any:
         """The tensor ``[n * L * P, T, H * D]`` of buffers; returns when it is there."""
         return self._link.from_device(jax.block_until_ready(self.launch_decode(buffers)))
 
-    def launch_decode(self, buffers: GpuBuffers) -> jax.Array:
+    def launch_decode(self, buffers: device.DeviceBuffers) -> jax.Array:
         """What :meth:`decode_device` returns, as a jax array; returns at once, while the device works."""
-        return self._codec.decode(buffers.buffers, buffers.header)
+        return device.decode(buffers)
 
     def encode_tensor(self, tensor: Any) -> Buffer:
         """The payload of one chunk on the device."""
@@ -100,9 +81,8 @@ class GpuCacheGen(CacheGen):
     def encode_tensors(self, tensors: Any) -> list[Buffer]:
         """Payloads, in host memory, of chunks ``[n, L, P, T, H, D]`` on the device: one launch."""
         layout, tokens, chunks = _shape(tensors)
-        header, settings = self.header_and_settings(layout, tokens, chunks)
-        found = self._codec.encode(_blocks(tensors), header, settings) if tokens else None
-        payloads = None if found is None else self._codec.payloads(found, header, settings)
+        job = self._job(layout, tokens, chunks)
+        payloads = device.payloads(device.encode(_blocks(tensors), job), self._link) if job.supported else None
         if payloads is None:
             return list(self.encode_on_host([KVTensor(layout, self._link.array(one)) for one in tensors]))
         return [payload.data for payload in payloads]
@@ -113,20 +93,38 @@ class GpuCacheGen(CacheGen):
 
     def decode_tensors(self, payloads: Sequence[memoryview], layout: KVLayout, num_tokens: int, version: int) -> Any:
         """Tensors ``[n, L, P, T, H, D]`` on the device of payloads of one layout and length: one launch."""
-        opened = [self.open(payload, layout, num_tokens, version) for payload in payloads]
-        shape = (len(payloads), *layout.shape(num_tokens))
-        values = self._decoded(opened)
+        arrays = [np.frombuffer(payload, np.uint8) for payload in payloads]
+        found = self._job_to_read(arrays, layout, num_tokens, version)
+        values = None if found is None else device.read(arrays, *found, self._link)
         if values is not None:
-            return self._link.from_device(values).reshape(shape)
+            return self._link.from_device(values).reshape(len(payloads), *layout.shape(num_tokens))
         kvs = self.decode_on_host(payloads, layout, [num_tokens] * len(payloads), version)
         return self._link.tensor(np.stack([kv.data for kv in kvs]))
 
-    def _decoded(self, opened: Sequence[tuple[Array, Directory]]) -> Any:
-        directories = [directory for _, directory in opened]
-        settings = self.settings_to_read(directories)
-        if settings is None:
-            return None
-        return self._codec.blocks([data for data, _ in opened], directories, settings)
+    def _job(self, layout: KVLayout, tokens: int, chunks: int) -> device.Job:
+        key = layout, tokens, chunks
+        if key not in self._to_write:
+            self._to_write[key] = device.Job(*self.header_and_settings(layout, tokens, chunks))
+        return self._to_write[key]
+
+    def _job_to_read(
+        self, payloads: Sequence[Array], layout: KVLayout, tokens: int, version: int
+    ) -> tuple[device.Job, int] | None:
+        """The job and variant of payloads that begin like the first; None if the CPU path must read that one."""
+        key = payloads[0][:HEADER_BYTES].tobytes(), len(payloads)
+        found = self._to_read.get(key)
+        if found is None:
+            _, directory = self.open(payloads[0].data, layout, tokens, version)
+            settings = self.settings_to_read([directory] * len(payloads))
+            if settings is None:
+                return None
+            job = device.Job(directory.header, settings)
+            if not job.supported:
+                return None
+            found = self._to_read[key] = job, job.headers.index(directory.header)
+        header = found[0].headers[0]
+        matches = version == self.version and (header.layout, header.num_tokens) == (layout, tokens)
+        return found if matches else None
 
     # --- the contract: KV in host memory -----------------------------------------------------------------------------
 

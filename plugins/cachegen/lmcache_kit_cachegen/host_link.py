@@ -6,6 +6,7 @@ page-locked memory that can be had without waiting for the operating system.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -33,26 +34,29 @@ class HostLink:
             )
         self._torch = torch
 
-    def to_host(self, head: int, parts: list[tuple[Any, int, int]]) -> Array:
-        """``head`` bytes that are not set, then parts of jax arrays, in one page-locked uint8 array.
+    def to_host(self, payloads: Sequence[tuple[Array, Sequence[tuple[Any, int, int]]]]) -> list[Array]:
+        """Payloads, uint8 in page-locked memory: of each a head on the host and what follows it on the device.
 
-        Args:
-            head: bytes to leave free in front.
-            parts: (array uint8 or uint16 on the device, first byte, number of bytes) in the order of the result.
+        The parts that follow are (jax array of uint8 or uint16, first byte, number of bytes). All copies are under way
+        together.
         """
         torch = self._torch
-        total = head + sum(size for _, _, size in parts)
-        host = torch.empty(total, dtype=torch.uint8, pin_memory=True)
-        at = head
-        for array, first, size in parts:
-            device = torch.from_dlpack(array).view(torch.uint8).reshape(-1)
-            host[at : at + size].copy_(device[first : first + size], non_blocking=True)
-            at += size
+        views: dict[int, Any] = {}
+        results = []
+        for head, parts in payloads:
+            host = torch.empty(head.size + sum(size for _, _, size in parts), dtype=torch.uint8, pin_memory=True)
+            at = head.size
+            for array, first, size in parts:
+                if id(array) not in views:
+                    views[id(array)] = torch.from_dlpack(array).view(torch.uint8).reshape(-1)
+                host[at : at + size].copy_(views[id(array)][first : first + size], non_blocking=True)
+                at += size
+            results.append(host.numpy())
+            results[-1][: head.size] = head
         torch.cuda.current_stream().synchronize()
-        result: Array = host.numpy()
-        return result
+        return results
 
-    def to_device(self, payloads: list[Array], room: int) -> Any:
+    def to_device(self, payloads: Sequence[Array], room: int) -> Any:
         """Payloads (uint8) as rows of a torch tensor uint8 ``[n, room]`` on the device, anything behind them."""
         torch = self._torch
         staged = torch.empty((len(payloads), room), dtype=torch.uint8, pin_memory=True)

@@ -1,0 +1,133 @@
+"""The programs that run on the device around the kernels: from coded blocks to fixed parts of payloads, and back."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from lmcache_kit_kernels.blocks import pallas_pipeline as pipeline
+from lmcache_kit_kernels.compaction.pallas_kernel import weigh
+from lmcache_kit_kernels.uniform.arguments import ONE
+
+from lmcache_kit_cachegen.container import head_size
+from lmcache_kit_cachegen.device_sections import fixed_parts, parse_fixed
+from lmcache_kit_cachegen.header import Header, Mode
+from lmcache_kit_cachegen.sections import fixed_size
+
+__all__ = ["blocks_of_payloads", "fixed_and_facts", "interpret"]
+
+_ARRAYS = ("scales", "centres", "tables", "counts", "states")
+
+
+def interpret() -> bool:
+    """Without a GPU the kernels run in Pallas's interpreter, for tests."""
+    return jax.default_backend() != "gpu"
+
+
+@functools.partial(jax.jit, static_argnames=("header", "levels"))
+def fixed_and_facts(
+    coded: pipeline.DeviceCoded, header: Header, levels: tuple[int, ...]
+) -> tuple[jax.Array, jax.Array]:
+    """The chunks' fixed parts, uint8 ``[n * size]`` one after another, and uint32 ``[n, 4 * B + 1]``: of each chunk the
+    blocks' words, checks, inverses and whether they are to be coded here, and its variant."""
+    arrays = {name: getattr(coded, name) for name in _ARRAYS}
+    if coded.refinements is not None:
+        arrays["refinements"] = coded.refinements
+    fixed, checks = fixed_parts(header, levels, arrays)
+    chunks, blocks = checks.shape
+    words = jnp.sum(coded.counts, axis=1, dtype=jnp.uint32).reshape(chunks, blocks)
+    checks = checks + coded.sums.reshape(chunks, blocks)
+    good = coded.usable & ~_doubtful(coded, header)
+    facts = [
+        words,
+        checks,
+        coded.inverses.astype(jnp.uint32).reshape(chunks, blocks),
+        good.astype(jnp.uint32).reshape(chunks, blocks),
+        coded.variants.astype(jnp.uint32)[:, None],
+    ]
+    return fixed.reshape(-1), jnp.concatenate(facts, axis=1)
+
+
+def _doubtful(coded: pipeline.DeviceCoded, header: Header) -> jax.Array:
+    """bool ``[B]``: blocks that may be all zeros, or come back infinite in float16: the CPU path looks closer."""
+    if header.quantizer == "lmcache":
+        return jnp.all(coded.scales == 0, axis=1)
+    doubtful = (coded.inverses == ONE) & jnp.all(coded.centres == 0, axis=1)
+    if header.layout.dtype == "float16":
+        inverse = jax.lax.bitcast_convert_type(coded.inverses.astype(jnp.uint32) << 16, jnp.float32)
+        offsets = jnp.max(jnp.abs(coded.centres.astype(jnp.float32)), axis=1)
+        reach = offsets + 64 * jnp.exp2(jnp.max(coded.scales, axis=1).astype(jnp.float32))
+        doubtful |= reach * 1.01 >= 65504 * inverse
+    return doubtful
+
+
+@functools.partial(jax.jit, static_argnames=("header", "levels", "chunks"))
+def blocks_of_payloads(
+    payloads: jax.Array,
+    facts: jax.Array,
+    info: jax.Array,
+    scale: jax.Array,
+    tables: pipeline.DeviceTables,
+    header: Header,
+    levels: tuple[int, ...],
+    chunks: int,
+) -> tuple[jax.Array, jax.Array]:
+    """Blocks of payloads uint8 ``[n, room]``, and whether all is as it must be.
+
+    ``facts`` is uint32 ``[n, 3, B]``: check, inverse and bytes of the data part of each block.
+    """
+    blocks = len(levels)
+    head = head_size(header.layout)
+    total = sum(fixed_size(header, Mode.CODED, level) for level in levels)
+    arrays, checks, good = parse_fixed(header, levels, payloads[:, head : head + total])
+    room = payloads.shape[1] // 2
+    words = jax.lax.bitcast_convert_type(payloads.reshape(-1, 2), jnp.uint16)
+
+    # The run of a group ends where the next begins; counts that do not lead there are forged, and count as nothing.
+    counts = arrays["counts"].reshape(chunks, blocks, -1)
+    most = header.num_tokens * header.fold * header.group
+    data = (facts[:, 2] // 2).astype(jnp.int32)
+    used = jnp.sum(jnp.minimum(counts, most).astype(jnp.int32), axis=2)
+    right = jnp.all((counts <= most), axis=2) & (used + (used & 1) == data)
+    good &= jnp.all(right)
+    counts = jnp.where(good, counts, 0)
+    begin = jnp.cumsum(data, axis=1) - data + (head + total) // 2 + jnp.arange(chunks, dtype=jnp.int32)[:, None] * room
+    own = jnp.cumsum(counts.astype(jnp.int32), axis=2) - counts.astype(jnp.int32)
+    starts = (begin[..., None] + own).reshape(chunks * blocks, -1)
+    counts = counts.reshape(chunks * blocks, -1)
+
+    sizes = jnp.array([fixed_size(header, Mode.CODED, level) // 2 for level in levels], jnp.uint32)
+    firsts = (sizes[None, :, None] + own.astype(jnp.uint32)).reshape(chunks * blocks, -1)
+    sums = jnp.sum(weigh(words, counts, starts, firsts, interpret=interpret()), axis=1).reshape(chunks, blocks)
+    fill = words.at[jnp.clip(begin + used, 0, words.size - 1)].get(mode="clip")
+    good &= jnp.all((used & 1 == 0) | (fill == 0))
+    good &= jnp.all(checks + sums == facts[:, 0])
+
+    coded = pipeline.DeviceCoded(
+        arrays["scales"],
+        facts[:, 1].astype(jnp.uint16).reshape(-1),
+        arrays["centres"],
+        arrays["tables"],
+        arrays.get("refinements"),
+        arrays["states"],
+        counts,
+        words,
+        sums,
+        good,
+        good,
+    )
+    plan = pipeline.Plan(
+        info=info,
+        scale=scale,
+        ratio=np.int32(0),
+        log_variances=None,
+        share=np.float32(0),
+        uniform=header.quantizer == "uniform",
+        refined=header.refined_tokens,
+        refine_bits=header.refine_bits,
+        fold=header.fold,
+    )
+    values, ends = pipeline.decode(coded, plan, tables, header.layout.np_dtype, starts=starts, interpret=interpret())
+    return values, good & ends
