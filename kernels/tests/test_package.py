@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import lmcache_kit_kernels
 import pytest
 from lmcache_kit_kernels import BackendUnavailableError, UnknownBackendError, backends_of
 from lmcache_kit_kernels.backends import implementation
@@ -47,6 +48,19 @@ def test_a_backend_whose_package_is_missing_says_so(monkeypatch, backend, packag
         implementation.__wrapped__("blocks", backend)
     with pytest.raises(UnknownBackendError, match="it has numpy, xla"):
         implementation("rans", "cuda")
+
+
+def test_readme_names_the_backends_that_there_are():
+    header, _, *rows = re.findall(r"^\|(.*)\|$", README.read_text(), flags=re.MULTILINE)
+    columns = [cell.strip() for cell in header.split("|")][2:]
+    listed = {}
+    for row in rows:
+        operation, _, *marks = (cell.strip() for cell in row.split("|"))
+        assert set(marks) <= {"yes", ""}
+        named = [name for name, mark in zip(columns, marks, strict=True) if mark]
+        listed[operation.strip("`")] = set(named)
+    folders = [path.parent.name for path in Path(lmcache_kit_kernels.__file__).parent.glob("*/reference.py")]
+    assert listed == {operation: set(backends_of(operation)) for operation in folders}
 
 
 def test_readme_snippet_runs():
