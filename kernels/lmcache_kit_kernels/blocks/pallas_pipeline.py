@@ -152,7 +152,7 @@ def _in_domain(maxima: jax.Array) -> jax.Array:
     return (bits == 0) | ((wide >= TINY) & (wide < jnp.inf))
 
 
-_STATIC = ("uniform_quantizer", "refined", "refine_bits", "fold", "even", "interpret")
+_STATIC = ("uniform_quantizer", "refined", "refine_bits", "fold", "even", "lead", "interpret")
 
 
 @functools.partial(jax.jit, static_argnames=_STATIC)
@@ -170,6 +170,7 @@ def _encode(
     refine_bits: int,
     fold: int,
     even: bool,
+    lead: int,
     interpret: bool,
 ) -> DeviceCoded:
     count, _, channels = blocks.shape
@@ -218,8 +219,10 @@ def _encode(
         wide = ((offsets < -128) | (offsets > 127)).reshape(chunks, -1).any(axis=1)
         variants = 2 * wide + (scales != 0).reshape(chunks, -1).any(axis=1)
     starts, own, fills = run_starts(counts, even=even)
+    # Each chunk's words come after the room left in front of it and of those before it.
+    starts += lead * (1 + jnp.arange(count) // firsts.shape[1])[:, None]
     weights = firsts[jnp.minimum(variants, len(firsts) - 1)].reshape(-1, 1) + own.astype(jnp.uint32)
-    words, sums = compact(scratch, counts, starts, weights, fills, interpret=interpret)
+    words, sums = compact(scratch, counts, starts, weights, fills, lead * chunks, interpret=interpret)
     kept = offsets.astype(jnp.int16) if uniform_quantizer else centres
     return DeviceCoded(
         scales,
@@ -243,6 +246,7 @@ def encode(
     firsts: Array | jax.Array | None = None,
     *,
     even: bool = False,
+    lead: int = 0,
     interpret: bool = False,
 ) -> DeviceCoded:
     """Code blocks ``[B, T, C]`` on the device.
@@ -253,6 +257,7 @@ def encode(
         firsts: uint32 ``[V, B / n]``: words before each block's runs in its check, for V variants of the n chunks that
             the blocks are; None: zeros, and one chunk.
         even: fill each block's words up to an even number with a zero.
+        lead: words to leave free before the words of each chunk.
         interpret: run the kernels in Pallas's interpreter, on any device.
     """
     coded: DeviceCoded = _encode(
@@ -268,12 +273,13 @@ def encode(
         refine_bits=plan.refine_bits,
         fold=plan.fold,
         even=even,
+        lead=lead,
         interpret=interpret,
     )
     return coded
 
 
-@functools.partial(jax.jit, static_argnames=("dtype", *_STATIC))
+@functools.partial(jax.jit, static_argnames=("dtype", *(name for name in _STATIC if name != "lead")))
 def _decode(
     coded: DeviceCoded,
     starts: jax.Array | None,

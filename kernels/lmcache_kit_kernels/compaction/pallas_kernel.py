@@ -62,21 +62,29 @@ def _kernel(
     sums_ref[block, group] = jnp.sum(total.astype(jnp.int32)).astype(jnp.uint32)
 
 
-@functools.partial(jax.jit, static_argnames="interpret")
+@functools.partial(jax.jit, static_argnames=("more", "interpret"))
 def compact(
-    scratch: jax.Array, counts: jax.Array, starts: jax.Array, firsts: jax.Array, fills: jax.Array, *, interpret: bool
+    scratch: jax.Array,
+    counts: jax.Array,
+    starts: jax.Array,
+    firsts: jax.Array,
+    fills: jax.Array,
+    more: int = 0,
+    *,
+    interpret: bool,
 ) -> tuple[jax.Array, jax.Array]:
-    """Runs one after another, uint16 ``[B * (G * room + 1)]`` of which the first are set, and their sums ``[B, G]``.
+    """Runs one after another, uint16 ``[B * (G * room + 1) + more]`` of which the first are set; their sums ``[B, G]``.
 
     Args:
         scratch: uint16 ``[B, G, room]`` with each run of ``counts`` ``[B, G]`` words at the end of its room.
         starts: int32 ``[B, G]``, where each run goes.
         firsts: uint32 ``[B, G]``, what the sums count each run's first word as.
         fills: int32 ``[B, G]``, zeros to write behind each run.
+        more: words that the runs leave free between them.
         interpret: run in Pallas's interpreter.
     """
     blocks, groups, room = scratch.shape
-    spare = blocks * (groups * room + 1)
+    spare = blocks * (groups * room + 1) + more
     words, sums = pl.pallas_call(
         functools.partial(_kernel, room=room, spare=spare),
         grid=(blocks, groups),

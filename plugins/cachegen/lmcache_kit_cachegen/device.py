@@ -21,7 +21,7 @@ from lmcache_kit_kernels import blocks as kernel
 from lmcache_kit_kernels.blocks import pallas_pipeline as pipeline
 
 from lmcache_kit_cachegen.device_directory import CodedDirectory
-from lmcache_kit_cachegen.device_programs import blocks_of_payloads, fixed_and_facts, interpret
+from lmcache_kit_cachegen.device_programs import blocks_of_payloads, encoded_payloads, interpret
 from lmcache_kit_cachegen.header import Header, Mode
 from lmcache_kit_cachegen.host_link import HostLink
 from lmcache_kit_cachegen.sections import fixed_size
@@ -29,6 +29,8 @@ from lmcache_kit_cachegen.sections import fixed_size
 __all__ = ["DeviceBuffers", "Job", "decode", "encode", "payloads", "read"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
+
+_PLAN_ARRAYS = ("info", "scale", "ratio", "log_variances", "share")
 
 
 class Job:
@@ -46,6 +48,7 @@ class Job:
         uniform = header.quantizer == "uniform"
         widths = [(wide, big) for wide in (1, 2) for big in (0, 1)] if uniform else [(0, 0)]
         self.headers = [replace(header, offset_bytes=wide, exponent_bytes=big) for wide, big in widths]
+        self.variant = 0  # that of the last chunk: the next is expected to be like it
         self._directories: dict[int, CodedDirectory] = {}
 
     def directory(self, variant: int) -> CodedDirectory:
@@ -58,9 +61,18 @@ class Job:
     def plan(self) -> pipeline.Plan:
         """With its arrays on the device."""
         plan, _ = pipeline.plan_for(self.settings, self.headers[0].num_tokens)
-        named = ("info", "scale", "ratio", "log_variances", "share")
-        arrays = {name: getattr(plan, name) for name in named if getattr(plan, name) is not None}
+        arrays = {name: getattr(plan, name) for name in _PLAN_ARRAYS if getattr(plan, name) is not None}
         return plan._replace(**{name: jnp.asarray(array) for name, array in arrays.items()})
+
+    @cached_property
+    def arrays(self) -> dict[str, Any]:
+        """What programs need of the plan on the device, and the words of each block's fixed part."""
+        return {**{name: getattr(self.plan, name) for name in _PLAN_ARRAYS}, "firsts": self.firsts}
+
+    @cached_property
+    def static(self) -> tuple[tuple[str, Any], ...]:
+        """What programs are made for."""
+        return tuple((name, getattr(self.plan, name)) for name in self.plan._fields if name not in _PLAN_ARRAYS)
 
     @cached_property
     def tables(self) -> pipeline.DeviceTables:
@@ -95,34 +107,39 @@ def decode(buffers: DeviceBuffers) -> jax.Array:
     return values
 
 
-def payloads(buffers: DeviceBuffers, link: HostLink) -> list[Array] | None:
-    """The payload of each chunk, in page-locked memory; None if a block of theirs must be written otherwise."""
-    coded, job = buffers.coded, buffers.job
-    fixed, facts = fixed_and_facts(coded, job.headers[0], job.levels)
-    known = np.asarray(facts)
-    count = len(job.levels)
-    words, checks, inverses, good = known[:, : 4 * count].reshape(len(known), 4, count).swapaxes(0, 1)
-    if not good.all():
-        return None
-    data = (2 * words.astype(np.int64) + 3) // 4 * 4
-    ends = np.cumsum(data.sum(axis=1))
-    other: dict[int, tuple[jax.Array, Array]] = {0: (fixed, checks)}
-    parts: list[tuple[Array, list[tuple[jax.Array, int, int]]]] = []
-    for chunk, variant in enumerate(known[:, -1].tolist()):
-        if variant not in other:
-            # Wider numbers than most chunks have: the fixed parts are written again.
-            wide, wide_facts = fixed_and_facts(coded, job.headers[variant], job.levels)
-            other[variant] = wide, np.asarray(wide_facts)[:, count : 2 * count]
-        rows, sums = other[variant]
-        directory = job.directory(variant)
-        if not directory.fits(data[chunk]):
+def payloads(blocks: jax.Array, job: Job, link: HostLink) -> list[Array] | None:
+    """The payload, in page-locked memory, of each chunk ``[n * B, T, C]`` on the device, for a job that is supported.
+
+    None if a block must be written otherwise than coded, or chunks of the call need numbers of different widths.
+    """
+    for _ in range(2):
+        variant = job.variant
+        header = job.headers[variant]
+        words, facts = encoded_payloads(blocks, job.arrays, job.tables, header, job.levels, job.static)
+        known = np.asarray(facts)
+        found = set(known[:, -1].tolist())
+        if len(found) > 1:
             return None
-        head = directory.write(inverses[chunk], sums[chunk], data[chunk])
-        size = int(data[chunk].sum())
-        begin = int(ends[chunk]) - size
-        fixed_bytes = directory.fixed_bytes
-        parts.append((head, [(rows, chunk * fixed_bytes, fixed_bytes), (coded.words, begin, size)]))
-    return link.to_host(parts)
+        (job.variant,) = found
+        if job.variant == variant:
+            break
+    else:
+        return None  # another thread keeps changing what is expected
+    count = len(job.levels)
+    counts, checks, inverses, good = known[:, : 4 * count].reshape(len(known), 4, count).swapaxes(0, 1)
+    directory = job.directory(variant)
+    data = (2 * counts.astype(np.int64) + 3) // 4 * 4
+    if not good.all() or not directory.fits(data):
+        return None
+    sizes = data.sum(axis=1) + directory.fixed_bytes
+    ends = np.cumsum(sizes)
+    return link.to_host(
+        words,
+        [
+            (directory.write(inverses[chunk], checks[chunk], data[chunk]), int(ends[chunk] - size), int(size))
+            for chunk, size in enumerate(sizes)
+        ],
+    )
 
 
 def read(given: Sequence[Array], job: Job, variant: int, link: HostLink) -> Any:
@@ -136,7 +153,7 @@ def read(given: Sequence[Array], job: Job, variant: int, link: HostLink) -> Any:
     facts = np.stack([[own["check"], own["inverse"].astype(np.uint32), own["data"]] for own in entries])
     rows = link.to_device(given, _room(max(payload.size for payload in given)))
     values, good = blocks_of_payloads(
-        jax.dlpack.from_dlpack(rows),
+        link.to_jax(rows),
         facts,
         job.plan.info,
         job.plan.scale,

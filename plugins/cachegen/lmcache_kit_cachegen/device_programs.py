@@ -16,7 +16,7 @@ from lmcache_kit_cachegen.device_sections import fixed_parts, parse_fixed
 from lmcache_kit_cachegen.header import Header, Mode
 from lmcache_kit_cachegen.sections import fixed_size
 
-__all__ = ["blocks_of_payloads", "fixed_and_facts", "interpret"]
+__all__ = ["blocks_of_payloads", "encoded_payloads", "interpret"]
 
 _ARRAYS = ("scales", "centres", "tables", "counts", "states")
 
@@ -26,28 +26,55 @@ def interpret() -> bool:
     return jax.default_backend() != "gpu"
 
 
-@functools.partial(jax.jit, static_argnames=("header", "levels"))
-def fixed_and_facts(
-    coded: pipeline.DeviceCoded, header: Header, levels: tuple[int, ...]
+@functools.partial(jax.jit, static_argnames=("header", "levels", "settings"))
+def encoded_payloads(
+    blocks: jax.Array,
+    arrays: dict[str, jax.Array | None],
+    tables: pipeline.DeviceTables,
+    header: Header,
+    levels: tuple[int, ...],
+    settings: tuple[tuple[str, int], ...],
 ) -> tuple[jax.Array, jax.Array]:
-    """The chunks' fixed parts, uint8 ``[n * size]`` one after another, and uint32 ``[n, 4 * B + 1]``: of each chunk the
-    blocks' words, checks, inverses and whether they are to be coded here, and its variant."""
-    arrays = {name: getattr(coded, name) for name in _ARRAYS}
+    """All of the payloads of n chunks that follows their directories, and what goes into those.
+
+    Args:
+        blocks: ``[n * B, T, C]``.
+        arrays: those of the plan, and ``firsts``.
+        tables: of the plan's alphabets.
+        header: of the payloads, with the widths that their numbers are expected to have.
+        levels: of a chunk's blocks.
+        settings: the rest of the plan.
+
+    Returns:
+        uint16 words: of one chunk after another the fixed parts and the data parts, room behind them; and uint32
+        ``[n, 4 * B + 1]``: the blocks' words, checks, inverses and whether they are to be coded here, and the
+        chunk's variant, which must be that of ``header``.
+    """
+    firsts = arrays["firsts"]
+    plan = pipeline.Plan(**{**{name: arrays[name] for name in arrays if name != "firsts"}, **dict(settings)})
+    lead = sum(fixed_size(header, Mode.CODED, level) for level in levels) // 2
+    coded = pipeline.encode(blocks, plan, tables, firsts, even=True, lead=lead, interpret=interpret())
+    parts = {name: getattr(coded, name) for name in _ARRAYS}
     if coded.refinements is not None:
-        arrays["refinements"] = coded.refinements
-    fixed, checks = fixed_parts(header, levels, arrays)
-    chunks, blocks = checks.shape
-    words = jnp.sum(coded.counts, axis=1, dtype=jnp.uint32).reshape(chunks, blocks)
-    checks = checks + coded.sums.reshape(chunks, blocks)
+        parts["refinements"] = coded.refinements
+    fixed, checks = fixed_parts(header, levels, parts)
+    chunks, count = checks.shape
+    counts = jnp.sum(coded.counts, axis=1, dtype=jnp.uint32).reshape(chunks, count)
     good = coded.usable & ~_doubtful(coded, header)
     facts = [
-        words,
-        checks,
-        coded.inverses.astype(jnp.uint32).reshape(chunks, blocks),
-        good.astype(jnp.uint32).reshape(chunks, blocks),
+        counts,
+        checks + coded.sums.reshape(chunks, count),
+        coded.inverses.astype(jnp.uint32).reshape(chunks, count),
+        good.astype(jnp.uint32).reshape(chunks, count),
         coded.variants.astype(jnp.uint32)[:, None],
     ]
-    return fixed.reshape(-1), jnp.concatenate(facts, axis=1)
+    words = coded.words
+    used = jnp.sum(counts + (counts & 1), axis=1, dtype=jnp.uint32).astype(jnp.int32)
+    begin = jnp.cumsum(used) - used + lead * jnp.arange(chunks, dtype=jnp.int32)
+    halves = jax.lax.bitcast_convert_type(fixed.reshape(chunks, -1, 2), jnp.uint16)
+    for chunk in range(chunks):
+        words = jax.lax.dynamic_update_slice(words, halves[chunk], (begin[chunk],))
+    return words, jnp.concatenate(facts, axis=1)
 
 
 def _doubtful(coded: pipeline.DeviceCoded, header: Header) -> jax.Array:

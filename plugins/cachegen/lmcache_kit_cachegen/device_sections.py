@@ -6,16 +6,19 @@ size that is known before a program is compiled.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lmcache_kit_cachegen.header import Header, Mode, padded
 from lmcache_kit_cachegen.sections import MAX_EXPONENT, TABLE_BITS, fixed_size, sections_of, symbol_bits
 
 __all__ = ["check_of", "fixed_parts", "parse_fixed"]
+
+Array = np.ndarray[Any, np.dtype[Any]]
 
 _TINY = 2.0**-100
 
@@ -78,8 +81,16 @@ def _rows(header: Header, levels: int, arrays: dict[str, jax.Array]) -> jax.Arra
     return jnp.concatenate(columns, axis=1)
 
 
-def _of_levels(levels: Sequence[int], wanted: int) -> list[int]:
-    return [index for index, own in enumerate(levels) if own == wanted]
+@functools.lru_cache(maxsize=64)
+def _bytes_of_levels(header: Header, levels: tuple[int, ...]) -> tuple[tuple[int, Array, Array], ...]:
+    """For each number of levels: its blocks, and which bytes of a chunk's fixed parts are theirs, ``[n, size]``."""
+    sizes = np.array([fixed_size(header, Mode.CODED, level) for level in levels])
+    starts = np.cumsum(sizes) - sizes
+    found = []
+    for level in sorted(set(levels)):
+        some = np.flatnonzero(np.array(levels) == level)
+        found.append((level, some, (starts[some][:, None] + np.arange(sizes[some[0]])).astype(np.int32)))
+    return tuple(found)
 
 
 def fixed_parts(header: Header, levels: tuple[int, ...], arrays: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -93,20 +104,20 @@ def fixed_parts(header: Header, levels: tuple[int, ...], arrays: dict[str, jax.A
     """
     count = len(levels)
     chunks = len(arrays["counts"]) // count
-    parts: list[Any] = [None] * count
-    checks: list[Any] = [None] * count
-    for level in sorted(set(levels)):
-        some = _of_levels(levels, level)
-        pick = jnp.array([chunk * count + index for chunk in range(chunks) for index in some])
+    plan = _bytes_of_levels(header, levels)
+    rows, checks = [], []
+    for level, some, _ in plan:
+        pick = (np.arange(chunks)[:, None] * count + some).reshape(-1)
         chosen = arrays if len(some) == count else {name: array[pick] for name, array in arrays.items()}
-        rows = _rows(header, level, chosen)
-        sums = check_of(rows).reshape(chunks, len(some))
-        rows = rows.reshape(chunks, len(some), -1)
-        for place, index in enumerate(some):
-            parts[index], checks[index] = rows[:, place], sums[:, place]
-    if len(set(levels)) == 1:
-        return rows.reshape(chunks, -1), sums
-    return jnp.concatenate(parts, axis=1), jnp.stack(checks, axis=1)
+        own = _rows(header, level, chosen)
+        checks.append(check_of(own).reshape(chunks, len(some)))
+        rows.append(own.reshape(chunks, -1))
+    if len(plan) == 1:
+        return rows[0], checks[0]
+    # One gather puts everything in its place: a copy for each block would take longer than all of it.
+    places = np.argsort(np.concatenate([places.reshape(-1) for _, _, places in plan]))
+    order = np.argsort(np.concatenate([some for _, some, _ in plan]))
+    return jnp.concatenate(rows, axis=1)[:, places], jnp.concatenate(checks, axis=1)[:, order]
 
 
 def check_of(rows: jax.Array) -> jax.Array:
@@ -122,28 +133,23 @@ def parse_fixed(
     """Undo :func:`fixed_parts`: the arrays ``[n * B, ...]``, the checks ``[n, B]``, and whether all of it is something
     that an encoder writes. Where it is not, the arrays mean nothing, but every number is in its range."""
     count, chunks = len(levels), fixed.shape[0]
-    sizes = [fixed_size(header, Mode.CODED, level) for level in levels]
-    starts = [sum(sizes[:index]) for index in range(count)]
     found: dict[str, list[Any]] = {}
-    order: list[int] = []
     checks, good = [], jnp.array(True)
-    for level in sorted(set(levels)):
-        some = _of_levels(levels, level)
-        order += some
-        rows = jnp.stack([fixed[:, starts[index] : starts[index] + sizes[index]] for index in some], axis=1)
-        rows = rows.reshape(chunks * len(some), -1)
+    plan = _bytes_of_levels(header, levels)
+    for level, some, places in plan:
+        rows = fixed.reshape(chunks * count, -1) if len(plan) == 1 else fixed[:, places].reshape(-1, places.shape[1])
         arrays, right = _parse_rows(header, level, rows)
         # Writing them again must give the same bytes: that covers padding, and numbers spelled in another way.
         good &= right & jnp.all(_rows(header, level, arrays) == rows)
         checks.append(check_of(rows).reshape(chunks, len(some)))
         for name, array in arrays.items():
             found.setdefault(name, []).append(array.reshape(chunks, len(some), *array.shape[1:]))
-    back = jnp.argsort(jnp.array(order))
+    order = np.argsort(np.concatenate([some for _, some, _ in plan]))
     whole = {
-        name: jnp.concatenate(parts, axis=1)[:, back].reshape(chunks * count, *parts[0].shape[2:])
+        name: jnp.concatenate(parts, axis=1)[:, order].reshape(chunks * count, *parts[0].shape[2:])
         for name, parts in found.items()
     }
-    return whole, jnp.concatenate(checks, axis=1)[:, back], good
+    return whole, jnp.concatenate(checks, axis=1)[:, order], good
 
 
 def _parse_rows(header: Header, levels: int, rows: jax.Array) -> tuple[dict[str, jax.Array], jax.Array]:

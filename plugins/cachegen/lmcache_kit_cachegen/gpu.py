@@ -63,7 +63,7 @@ class GpuCacheGen(CacheGen):
                 f"cachegen has no kernels for {job.headers[0].num_tokens} tokens of this layout and these options",
                 hint="encode_tensor codes such KV on the CPU",
             )
-        return device.encode(_blocks(tensor), job)
+        return device.encode(self._blocks(tensor), job)
 
     def decode_device(self, buffers: device.DeviceBuffers) -> Any:
         """The tensor ``[n * L * P, T, H * D]`` of buffers; returns when it is there."""
@@ -82,7 +82,9 @@ class GpuCacheGen(CacheGen):
         """Payloads, in host memory, of chunks ``[n, L, P, T, H, D]`` on the device: one launch."""
         layout, tokens, chunks = _shape(tensors)
         job = self._job(layout, tokens, chunks)
-        payloads = device.payloads(device.encode(_blocks(tensors), job), self._link) if job.supported else None
+        payloads = device.payloads(self._blocks(tensors), job, self._link) if job.supported else None
+        if payloads is None and chunks > 1:
+            return [self.encode_tensor(tensor) for tensor in tensors]
         if payloads is None:
             return list(self.encode_on_host([KVTensor(layout, self._link.array(one)) for one in tensors]))
         return [payload.data for payload in payloads]
@@ -100,6 +102,10 @@ class GpuCacheGen(CacheGen):
             return self._link.from_device(values).reshape(len(payloads), *layout.shape(num_tokens))
         kvs = self.decode_on_host(payloads, layout, [num_tokens] * len(payloads), version)
         return self._link.tensor(np.stack([kv.data for kv in kvs]))
+
+    def _blocks(self, tensor: Any) -> jax.Array:
+        tokens, heads, dim = tensor.shape[-3:]
+        return self._link.to_jax(tensor.detach().contiguous().reshape(-1, tokens, heads * dim))
 
     def _job(self, layout: KVLayout, tokens: int, chunks: int) -> device.Job:
         key = layout, tokens, chunks
@@ -164,8 +170,3 @@ def _shape(tensor: Any) -> tuple[KVLayout, int, int]:
     dtype = str(tensor.dtype).removeprefix("torch.")
     numpy_dtype(dtype)
     return KVLayout(layers, heads, dim, dtype, planes), tokens, chunks  # type: ignore[arg-type]  # checked just above
-
-
-def _blocks(tensor: Any) -> jax.Array:
-    tokens, heads, dim = tensor.shape[-3:]
-    return jax.dlpack.from_dlpack(tensor.detach().contiguous().reshape(-1, tokens, heads * dim))

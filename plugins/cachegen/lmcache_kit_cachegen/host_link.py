@@ -34,23 +34,27 @@ class HostLink:
             )
         self._torch = torch
 
-    def to_host(self, payloads: Sequence[tuple[Array, Sequence[tuple[Any, int, int]]]]) -> list[Array]:
-        """Payloads, uint8 in page-locked memory: of each a head on the host and what follows it on the device.
+    def to_jax(self, tensor: Any) -> Any:
+        """A torch tensor on the device as a jax array, without a copy; what was to write the tensor has been waited
+        for."""
+        import jax
 
-        The parts that follow are (jax array of uint8 or uint16, first byte, number of bytes). All copies are under way
-        together.
+        self._torch.cuda.current_stream().synchronize()
+        return jax.dlpack.from_dlpack(_Settled(tensor))
+
+    def to_host(self, words: Any, payloads: Sequence[tuple[Array, int, int]]) -> list[Array]:
+        """Payloads, uint8 in page-locked memory; all copies are under way together.
+
+        Args:
+            words: jax array of uint16.
+            payloads: of each a head on the host, and first byte and number of bytes of what follows it in ``words``.
         """
         torch = self._torch
-        views: dict[int, Any] = {}
+        device = torch.from_dlpack(words).view(torch.uint8)
         results = []
-        for head, parts in payloads:
-            host = torch.empty(head.size + sum(size for _, _, size in parts), dtype=torch.uint8, pin_memory=True)
-            at = head.size
-            for array, first, size in parts:
-                if id(array) not in views:
-                    views[id(array)] = torch.from_dlpack(array).view(torch.uint8).reshape(-1)
-                host[at : at + size].copy_(views[id(array)][first : first + size], non_blocking=True)
-                at += size
+        for head, first, size in payloads:
+            host = torch.empty(head.size + size, dtype=torch.uint8, pin_memory=True)
+            host[head.size :].copy_(device[first : first + size], non_blocking=True)
             results.append(host.numpy())
             results[-1][: head.size] = head
         torch.cuda.current_stream().synchronize()
@@ -89,3 +93,16 @@ class HostLink:
         host.copy_(tensor.contiguous().view(integers))
         result: Array = host.numpy().view(numpy_dtype(str(tensor.dtype).removeprefix("torch.")))
         return result
+
+
+class _Settled:
+    """A tensor whose values are there: DLPack's negotiation of streams would cost more than coding a chunk does."""
+
+    def __init__(self, tensor: Any) -> None:
+        self._tensor = tensor
+
+    def __dlpack__(self, **how: Any) -> Any:
+        return self._tensor.__dlpack__(**{**how, "stream": -1})  # DLPack: -1 means that no stream has to wait
+
+    def __dlpack_device__(self) -> Any:
+        return self._tensor.__dlpack_device__()
