@@ -20,6 +20,7 @@ $(INSTALLED): requirements-dev.txt pyproject.toml kernels/pyproject.toml $(wildc
 	@$(PYTHON) -c 'import sys; sys.exit("lmcache-kit needs Python 3.11 or newer, this is %d.%d; set PYTHON=" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --requirement requirements-dev.txt
+	$(BIN)/python -m lmcache_kit_kernels.warm_up
 	@touch $@
 
 test: $(INSTALLED)  ## every test that needs no GPU

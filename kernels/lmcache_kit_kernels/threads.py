@@ -13,9 +13,9 @@ __all__ = ["block_ranges", "in_parallel", "over_blocks", "usable_cores"]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# Elements of a range: its symbols and values stay in the second-level cache from one stage to the next, and the calls
+# Elements of a range: its symbols and values stay in a cache from one stage to the next, and the calls
 # cost little beside the work.
-_AT_ONCE = 1 << 19
+_AT_ONCE = 1 << 20
 
 _lock = threading.Lock()
 _pool: ThreadPoolExecutor | None = None

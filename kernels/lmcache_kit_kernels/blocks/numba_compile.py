@@ -8,7 +8,7 @@ from typing import Any, TypeVar, cast
 import numba
 import numpy as np
 
-__all__ = ["compiled", "inlined", "sealed"]
+__all__ = ["compiled", "inlined", "part", "sealed"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -24,6 +24,11 @@ def compiled(function: Function) -> Function:
         return cast("Function", numba.njit(nogil=True, cache=True, error_model="numpy")(function))
     except RuntimeError:  # neither the package's folder nor the user's cache can be written: compile in each process
         return cast("Function", numba.njit(nogil=True, error_model="numpy")(function))
+
+
+def part(function: Function) -> Function:
+    """As :func:`compiled`, for a larger part of such functions, which is compiled once for all of them."""
+    return cast("Function", numba.njit(nogil=True, error_model="numpy")(function))
 
 
 def inlined(function: Function) -> Function:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lmcache_kit_kernels.blocks.numba_compile import compiled, inlined
+from lmcache_kit_kernels.blocks.numba_compile import compiled, inlined, part
 
 __all__ = [
     "BFLOAT16",
@@ -64,7 +64,7 @@ def _finite(value: Any) -> Any:
     return np.uint32(_bits(value) & _MAGNITUDE) < _INFINITY
 
 
-@inlined
+@part
 def _widen(raw: Array, kind: int, first: int, row: Array) -> None:
     """Fill float32 ``row`` with the values from number ``first`` on."""
     count = row.size
@@ -89,7 +89,7 @@ def _widen(raw: Array, kind: int, first: int, row: Array) -> None:
         bits[c] = np.uint32(magnitude | np.uint32(np.uint32(half & np.uint32(0x8000)) << np.uint32(16)))
 
 
-@inlined
+@part
 def _narrow(row: Array, raw: Array, kind: int, first: int) -> None:
     """Round float32 ``row`` half to even into the values from number ``first`` on."""
     count = row.size
@@ -234,7 +234,7 @@ def uniform_quantize(
         usable[block] = good
 
 
-@inlined
+@part
 def _moments(raw: Array, kind: int, start: int, tokens: int, row: Array, sums: Array, squares: Array) -> Any:
     """Sums of values and squares per channel, token after token; returns the largest magnitude's pattern."""
     channels = row.size
@@ -257,7 +257,7 @@ def _moments(raw: Array, kind: int, start: int, tokens: int, row: Array, sums: A
     return top
 
 
-@inlined
+@part
 def _usable_moments(top: Any, sums: Array, squares: Array, tokens: int) -> bool:
     """Whether all moments are finite and values not all too small; turns ``sums`` into means and ``squares`` into
     variances."""
@@ -272,7 +272,7 @@ def _usable_moments(top: Any, sums: Array, squares: Array, tokens: int) -> bool:
     return bool(finite and (top == 0 or top >= _LEAST_UNIFORM))
 
 
-@inlined
+@part
 def _mean_log(means: Array, variances: Array) -> Any:
     """Mean of the variances' patterns: their mean logarithm, with channels that hardly vary lifted to a floor."""
     most: Any = np.int64(0)
@@ -287,7 +287,7 @@ def _mean_log(means: Array, variances: Array) -> Any:
     return total // means.size
 
 
-@inlined
+@part
 def _uniform_tokens(
     raw: Array, kind: int, start: int, inverse: Any, offsets: Array, row: Array, symbols: Array, exponents: Array,
     refinements: Array, refine_bits: int,

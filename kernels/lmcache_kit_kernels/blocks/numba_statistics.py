@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lmcache_kit_kernels.blocks.numba_compile import compiled, inlined
+from lmcache_kit_kernels.blocks.numba_compile import compiled, inlined, part
 
 __all__ = ["describe", "restore"]
 
@@ -41,6 +41,7 @@ def describe(
     most, other_most = np.empty(channels, np.uint8), np.empty(channels, np.uint8)
     mask, none = np.empty(channels, np.uint8), np.zeros(channels, np.uint8)
     chosen = np.empty(channels, np.uint32)
+    no_group: Any = np.int64(0)  # a plain 0 would be a type, and a compilation, of its own
     for block in range(count):
         wrap = np.uint8(levels[block])
         if centred:
@@ -48,7 +49,7 @@ def describe(
             for c in range(channels):
                 most[c] = 0  # all tables of these alphabets have all symbols
         else:
-            _magnitudes(symbols[block], wrap, 0, none, sums, most)
+            _magnitudes(symbols[block], wrap, no_group, none, sums, most)
         if anchor_group > 0:
             _magnitudes(symbols[block], wrap, anchor_group, none, other_sums, other_most)
             flag = flags[block]
@@ -76,7 +77,7 @@ def _more(symbol: Any, more: Any, wrap: Any) -> Any:
     return np.uint8(moved - wrap) if moved >= wrap else moved
 
 
-@inlined
+@part
 def _centre(symbols: Array, wrap: Any, sums: Array, centres: Array) -> None:
     """Fill ``centres`` with mean symbols and ``sums`` with distances from them; take the centres off ``symbols``."""
     tokens, channels = symbols.shape
@@ -100,7 +101,7 @@ def _centre(symbols: Array, wrap: Any, sums: Array, centres: Array) -> None:
             line[c] = np.uint8(moved + wrap) if below else moved
 
 
-@inlined
+@part
 def _magnitudes(symbols: Array, wrap: Any, anchor_group: int, none: Array, sums: Array, most: Array) -> None:
     """Sums and maxima of the magnitudes of signed residues; with an anchor group, of tokens less their anchor.
 
@@ -121,7 +122,7 @@ def _magnitudes(symbols: Array, wrap: Any, anchor_group: int, none: Array, sums:
             sums[c] += np.uint32(magnitude)
 
 
-@inlined
+@part
 def _to_deltas(symbols: Array, wrap: Any, anchor_group: int, mask: Array) -> None:
     tokens, channels = symbols.shape
     for token in range(tokens):
@@ -132,7 +133,7 @@ def _to_deltas(symbols: Array, wrap: Any, anchor_group: int, mask: Array) -> Non
                 line[c] = _less(line[c], np.uint8(anchor[c] & mask[c]), wrap)
 
 
-@inlined
+@part
 def _choose(
     sums: Array, most: Array, tokens: int, thresholds: Array, cover: Array, chosen: Array, tables: Array
 ) -> None:

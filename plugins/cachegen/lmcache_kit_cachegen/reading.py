@@ -1,6 +1,6 @@
 """Parts of blocks back to values. Whatever is wrong with them is a BlobError, found before it can do harm.
 
-A range of blocks goes from its bytes to its values at once, check, sections and all, on one of the cores.
+Everything is checked before anything is decoded. Ranges of blocks then go from bytes to values each on one core.
 """
 
 from __future__ import annotations
@@ -57,25 +57,35 @@ def decode_blocks(blocks: Sequence[Block], tables: Mapping[bytes, Tables], backe
         elements: about how many go into one call of a kernel that takes blocks in one piece.
     """
 
-    def decode(some: Sequence[Block]) -> None:
-        for block in some:
-            block.check(backend)
-        mode = some[0].entry.mode
-        if mode in (Mode.PACKED, Mode.CODED):
-            _decode_alike(some, tables[some[0].header.fingerprint], backend)
-            return
-        for block in some:
-            if mode is Mode.ZERO:
-                block.out[...] = 0
-            else:
-                _verbatim(block)
-
     ranges = [
         alike[some]
         for alike in _grouped(blocks, lambda block: (block.entry.mode, _settings_key(block))).values()
         for some in _ranges(len(alike), alike[0].out.size, backend, elements)
     ]
-    in_parallel(decode, ranges) if backend == "numba" else [decode(some) for some in ranges]
+    # Only compiled loops work on several cores at once.
+    each = in_parallel if backend == "numba" else map
+    for _ in each(lambda some: _check(some, backend), ranges):
+        pass
+    for _ in each(lambda some: _decode(some, tables, backend), ranges):
+        pass
+
+
+def _check(blocks: Sequence[Block], backend: str) -> None:
+    for block in blocks:
+        block.check(backend)
+
+
+def _decode(blocks: Sequence[Block], tables: Mapping[bytes, Tables], backend: str) -> None:
+    """Blocks of one mode and one way of coding."""
+    mode = blocks[0].entry.mode
+    if mode in (Mode.PACKED, Mode.CODED):
+        _decode_alike(blocks, tables[blocks[0].header.fingerprint], backend)
+        return
+    for block in blocks:
+        if mode is Mode.ZERO:
+            block.out[...] = 0
+        else:
+            _verbatim(block)
 
 
 def _ranges(count: int, size: int, backend: str, elements: int) -> list[slice]:

@@ -88,7 +88,8 @@ class LayerStream:
         """The next ``size`` bytes, or None while they are not all there."""
         if len(self._pending) < size:
             return None
-        taken = np.frombuffer(bytes(self._pending[:size]), dtype=np.uint8)
+        with memoryview(self._pending) as pending, pending[:size] as part:  # while they are open it cannot shrink
+            taken = np.frombuffer(bytes(part), dtype=np.uint8)
         del self._pending[:size]
         return taken
 
