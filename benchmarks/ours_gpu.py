@@ -43,12 +43,14 @@ class Ours(Contender):
             raise UnavailableError(str(error)) from None
 
     def prepare(self, kv: torch.Tensor) -> Any:
-        """The tensor ``[n, L, P, T, H, D]``."""
+        """The tensor ``[n, L, P, T, H, D]``, and as jax sees it: the same memory, handed over once."""
         tensor = kv.contiguous().view(-1, *self._case.shape)
-        return tensor if self._gpu else [KVTensor(self._layout, _as_numpy(chunk)) for chunk in tensor]
+        if self._gpu:
+            return tensor, self._method.hand_over(tensor)
+        return [KVTensor(self._layout, _as_numpy(chunk)) for chunk in tensor]
 
     def encode(self, handle: Any) -> Any:
-        return self._method.launch_encode(handle) if self._gpu else self._method.encode_many(handle)
+        return self._method.launch_encode(handle[1]) if self._gpu else self._method.encode_many(handle)
 
     def decode(self, encoded: Any) -> Any:
         return self._method.launch_decode(encoded) if self._gpu else self.from_bytes(encoded)
@@ -77,7 +79,9 @@ class Ours(Contender):
         return sizes
 
     def to_bytes(self, handle: Any) -> Sequence[Any]:
-        payloads: Sequence[Any] = self._method.encode_tensors(handle) if self._gpu else self._method.encode_many(handle)
+        payloads: Sequence[Any] = (
+            self._method.encode_tensors(handle[0]) if self._gpu else self._method.encode_many(handle)
+        )
         return payloads
 
     def from_bytes(self, payloads: Sequence[Any]) -> Any:

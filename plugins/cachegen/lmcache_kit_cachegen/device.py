@@ -21,7 +21,12 @@ from lmcache_kit_kernels import blocks as kernel
 from lmcache_kit_kernels.blocks import pallas_pipeline as pipeline
 
 from lmcache_kit_cachegen.device_directory import CodedDirectory
-from lmcache_kit_cachegen.device_programs import blocks_of_payloads, encoded_payloads, interpret
+from lmcache_kit_cachegen.device_programs import (
+    blocks_of_payloads,
+    coded_blocks,
+    decoded_blocks,
+    encoded_payloads,
+)
 from lmcache_kit_cachegen.header import Header, Mode
 from lmcache_kit_cachegen.host_link import HostLink
 from lmcache_kit_cachegen.sections import fixed_size
@@ -95,16 +100,13 @@ class DeviceBuffers:
 
 def encode(blocks: jax.Array, job: Job) -> DeviceBuffers:
     """Chunks ``[n * B, T, C]`` on the device as buffers there, for a job that is supported. Does not wait."""
-    coded = pipeline.encode(blocks, job.plan, job.tables, job.firsts, even=True, interpret=interpret())
-    return DeviceBuffers(coded, job)
+    return DeviceBuffers(coded_blocks(blocks, job.arrays, job.tables, job.static), job)
 
 
 def decode(buffers: DeviceBuffers) -> jax.Array:
     """Blocks on the device from buffers there. Does not wait."""
     job = buffers.job
-    dtype = job.headers[0].layout.np_dtype
-    values, _ = pipeline.decode(buffers.coded, job.plan, job.tables, dtype, even=True, interpret=interpret())
-    return values
+    return decoded_blocks(buffers.coded, job.arrays, job.tables, job.headers[0].layout.np_dtype, job.static)
 
 
 def payloads(blocks: jax.Array, job: Job, link: HostLink) -> list[Array] | None:

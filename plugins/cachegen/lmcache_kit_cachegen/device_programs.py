@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +17,14 @@ from lmcache_kit_cachegen.device_sections import fixed_parts, parse_fixed
 from lmcache_kit_cachegen.header import Header, Mode
 from lmcache_kit_cachegen.sections import fixed_size
 
-__all__ = ["blocks_of_payloads", "encoded_payloads", "interpret"]
+__all__ = ["blocks_of_payloads", "coded_blocks", "decoded_blocks", "encoded_payloads", "interpret"]
+
+Settings = tuple[tuple[str, Any], ...]
+"""The fields of a plan that are no arrays."""
 
 _ARRAYS = ("scales", "centres", "tables", "counts", "states")
+# Launch even short sequences of kernels as one CUDA graph: launching each would take longer than most of them run.
+_GRAPHS = {"xla_gpu_graph_min_graph_size": 1}
 
 
 def interpret() -> bool:
@@ -26,14 +32,43 @@ def interpret() -> bool:
     return jax.default_backend() != "gpu"
 
 
-@functools.partial(jax.jit, static_argnames=("header", "levels", "settings"))
+@functools.partial(jax.jit, static_argnames=("settings",), compiler_options=_GRAPHS)
+def coded_blocks(
+    blocks: jax.Array, arrays: dict[str, jax.Array | None], tables: pipeline.DeviceTables, settings: Settings
+) -> pipeline.DeviceCoded:
+    """Blocks ``[n * B, T, C]`` coded on the device; the other arguments as in :func:`encoded_payloads`."""
+    plan, firsts = _plan(arrays, settings)
+    return pipeline.encode(blocks, plan, tables, firsts, even=True, interpret=interpret())
+
+
+@functools.partial(jax.jit, static_argnames=("dtype", "settings"), compiler_options=_GRAPHS)
+def decoded_blocks(
+    coded: pipeline.DeviceCoded,
+    arrays: dict[str, jax.Array | None],
+    tables: pipeline.DeviceTables,
+    dtype: Any,
+    settings: Settings,
+) -> jax.Array:
+    """What :func:`coded_blocks` was given, as far as the method keeps it."""
+    plan, _ = _plan(arrays, settings)
+    values, _ = pipeline.decode(coded, plan, tables, dtype, even=True, interpret=interpret())
+    return values
+
+
+def _plan(arrays: dict[str, jax.Array | None], settings: Settings) -> tuple[pipeline.Plan, Any]:
+    fields: dict[str, Any] = {**arrays, **dict(settings)}
+    firsts = fields.pop("firsts")
+    return pipeline.Plan(**fields), firsts
+
+
+@functools.partial(jax.jit, static_argnames=("header", "levels", "settings"), compiler_options=_GRAPHS)
 def encoded_payloads(
     blocks: jax.Array,
     arrays: dict[str, jax.Array | None],
     tables: pipeline.DeviceTables,
     header: Header,
     levels: tuple[int, ...],
-    settings: tuple[tuple[str, int], ...],
+    settings: Settings,
 ) -> tuple[jax.Array, jax.Array]:
     """All of the payloads of n chunks that follows their directories, and what goes into those.
 
@@ -50,8 +85,7 @@ def encoded_payloads(
         ``[n, 4 * B + 1]``: the blocks' words, checks, inverses and whether they are to be coded here, and the
         chunk's variant, which must be that of ``header``.
     """
-    firsts = arrays["firsts"]
-    plan = pipeline.Plan(**{**{name: arrays[name] for name in arrays if name != "firsts"}, **dict(settings)})
+    plan, firsts = _plan(arrays, settings)
     lead = sum(fixed_size(header, Mode.CODED, level) for level in levels) // 2
     coded = pipeline.encode(blocks, plan, tables, firsts, even=True, lead=lead, interpret=interpret())
     parts = {name: getattr(coded, name) for name in _ARRAYS}
@@ -90,7 +124,7 @@ def _doubtful(coded: pipeline.DeviceCoded, header: Header) -> jax.Array:
     return doubtful
 
 
-@functools.partial(jax.jit, static_argnames=("header", "levels", "chunks"))
+@functools.partial(jax.jit, static_argnames=("header", "levels", "chunks"), compiler_options=_GRAPHS)
 def blocks_of_payloads(
     payloads: jax.Array,
     facts: jax.Array,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -17,9 +17,16 @@ from lmcache_kit_cachegen.host_link import HostLink
 from lmcache_kit_cachegen.method import CacheGen
 from lmcache_kit_cachegen.options import CacheGenOptions
 
-__all__ = ["GpuCacheGen"]
+__all__ = ["GpuCacheGen", "Handed"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class Handed(NamedTuple):
+    """A tensor on the device as jax sees it, and how it is coded."""
+
+    blocks: jax.Array
+    job: device.Job
 
 
 class GpuCacheGen(CacheGen):
@@ -46,13 +53,14 @@ class GpuCacheGen(CacheGen):
         return self._link.tensor(kv.data)
 
     def encode_device(self, tensor: Any) -> device.DeviceBuffers:
-        """Coded buffers on the device; returns when they are done. Raises as :meth:`launch_encode` does."""
-        found = self.launch_encode(tensor)
+        """Coded buffers on the device; returns when they are done. Raises as :meth:`hand_over` does."""
+        found = self.launch_encode(self.hand_over(tensor))
         jax.block_until_ready(found.coded)
         return found
 
-    def launch_encode(self, tensor: Any) -> device.DeviceBuffers:
-        """Coded buffers on the device; returns at once, while the device works.
+    def hand_over(self, tensor: Any) -> Handed:
+        """A tensor as :meth:`launch_encode` takes it, for memory that is coded again and again: the same memory, with
+        what its shape needs. What was to write it has been waited for.
 
         Raises InvalidRequestError for KV that is not coded on the GPU: chunks of fewer than 128 tokens where a token
         has more than one channel a lane, and anchor_delta.
@@ -63,7 +71,11 @@ class GpuCacheGen(CacheGen):
                 f"cachegen has no kernels for {job.headers[0].num_tokens} tokens of this layout and these options",
                 hint="encode_tensor codes such KV on the CPU",
             )
-        return device.encode(self._blocks(tensor), job)
+        return Handed(self._blocks(tensor), job)
+
+    def launch_encode(self, handed: Handed) -> device.DeviceBuffers:
+        """Coded buffers on the device; returns at once, while the device works."""
+        return device.encode(handed.blocks, handed.job)
 
     def decode_device(self, buffers: device.DeviceBuffers) -> Any:
         """The tensor ``[n * L * P, T, H * D]`` of buffers; returns when it is there."""

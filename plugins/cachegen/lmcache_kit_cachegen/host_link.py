@@ -6,6 +6,7 @@ page-locked memory that can be had without waiting for the operating system.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from typing import Any
 
@@ -66,10 +67,12 @@ class HostLink:
         staged = torch.empty((len(payloads), room), dtype=torch.uint8, pin_memory=True)
         device = torch.empty((len(payloads), room), dtype=torch.uint8, device="cuda")
         for row, target, payload in zip(staged, device, payloads, strict=True):
-            # PyTorch's copy uses several threads, without which it would be slower than the link; the next payload is
-            # staged while this one is on its way.
-            row[: payload.size].copy_(torch.frombuffer(payload.data, dtype=torch.uint8))
-            target[: payload.size].copy_(row[: payload.size], non_blocking=True)
+            source = torch.from_numpy(_writeable(payload))
+            if not source.is_pinned():
+                # PyTorch's copy uses several threads, without which it would be slower than the link; the next payload
+                # is staged while this one is on its way.
+                source = row[: payload.size].copy_(source)
+            target[: payload.size].copy_(source, non_blocking=True)
         return device
 
     def tensor(self, array: Array) -> Any:
@@ -106,3 +109,11 @@ class _Settled:
 
     def __dlpack_device__(self) -> Any:
         return self._tensor.__dlpack_device__()
+
+
+def _writeable(array: Array) -> Array:
+    """``array`` uint8 with leave to write, of which no use is made: PyTorch takes no other arrays without a warning."""
+    if array.flags.writeable or not array.size:
+        return array
+    memory = (ctypes.c_uint8 * array.size).from_address(array.ctypes.data)
+    return np.frombuffer(memory, np.uint8)

@@ -7,7 +7,7 @@ from lmcache_kit_cachegen import lmcache_kit_compression_methods
 from lmcache_kit_cachegen.method import CacheGen
 from lmcache_kit_cachegen.options import CacheGenOptions
 
-from lmcache_kit.errors import ConfigError, UnavailableError
+from lmcache_kit.errors import ConfigError
 from lmcache_kit.plugins import PluginRegistry, registry
 
 
@@ -80,9 +80,3 @@ def test_a_profile_that_is_not_there():
     with pytest.raises(ConfigError, match=r"'nowhere\.json' cannot be read") as refusal:
         CacheGen(CacheGenOptions(profile="nowhere.json"))
     assert "codec fit" in refusal.value.hint
-
-
-def test_a_device_that_is_not_there_is_refused():
-    with pytest.raises(UnavailableError) as refusal:
-        CacheGen(CacheGenOptions(device="gpu"))
-    assert refusal.value.hint
