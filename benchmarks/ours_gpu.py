@@ -59,7 +59,7 @@ class Ours(Contender):
         if self._gpu:
             import jax
 
-            jax.block_until_ready(value.buffers.coded if hasattr(value, "buffers") else value)
+            jax.block_until_ready(value.coded if hasattr(value, "coded") else value)
 
     def restored(self, decoded: Any) -> torch.Tensor:
         if isinstance(decoded, list):
@@ -71,7 +71,7 @@ class Ours(Contender):
     def sizes(self, encoded: Any) -> dict[str, int]:
         if not self._gpu:
             return {"payload": sum(len(payload) for payload in encoded)}
-        coded = encoded.buffers.coded
+        coded = encoded.coded
         sizes = {"words": 2 * int(coded.counts.sum())}
         for name in ("scales", "inverses", "centres", "tables", "refinements", "states", "counts"):
             array = getattr(coded, name)

@@ -112,6 +112,8 @@ class GpuCacheGen(CacheGen):
         values = None if found is None else device.read(arrays, *found, self._link)
         if values is not None:
             return self._link.from_device(values).reshape(len(payloads), *layout.shape(num_tokens))
+        if len(payloads) > 1:  # of which some may be read on the device
+            return self._link.stack([self.decode_tensor(payload, layout, num_tokens, version) for payload in payloads])
         kvs = self.decode_on_host(payloads, layout, [num_tokens] * len(payloads), version)
         return self._link.tensor(np.stack([kv.data for kv in kvs]))
 

@@ -88,6 +88,10 @@ class HostLink:
         """A jax array as a torch tensor, without a copy."""
         return self._torch.from_dlpack(array)
 
+    def stack(self, tensors: Sequence[Any]) -> Any:
+        """Tensors of one shape as one, along a new first axis."""
+        return self._torch.stack(list(tensors))
+
     def array(self, tensor: Any) -> Array:
         """A numpy array with the values of a torch tensor on the device."""
         torch = self._torch
