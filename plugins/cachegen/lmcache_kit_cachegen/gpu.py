@@ -62,8 +62,8 @@ class GpuCacheGen(CacheGen):
         """A tensor as :meth:`launch_encode` takes it, for memory that is coded again and again: the same memory, with
         what its shape needs. What was to write it has been waited for.
 
-        Raises InvalidRequestError for KV that is not coded on the GPU: chunks of fewer than 128 tokens where a token
-        has more than one channel a lane, and anchor_delta.
+        Raises InvalidRequestError for KV that is not coded on the GPU: chunks so short that a lane has more than
+        four channels (below 128 tokens, below 256 at level 6), and anchor_delta.
         """
         job = self._job(*_shape(tensor))
         if not job.supported:

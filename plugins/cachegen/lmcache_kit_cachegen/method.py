@@ -19,7 +19,7 @@ from lmcache_kit_cachegen import compute
 from lmcache_kit_cachegen.container import Directory, Entry, head_size, read_directory, write_directory
 from lmcache_kit_cachegen.fitting import fit_profile
 from lmcache_kit_cachegen.header import BUILT_IN, Header, Mode
-from lmcache_kit_cachegen.levels import LEVELS, UNIFORM_SYMBOLS, lmcache_levels
+from lmcache_kit_cachegen.levels import LANE_STEPS, LEVELS, UNIFORM_SYMBOLS, lmcache_levels
 from lmcache_kit_cachegen.options import ANCHOR_GROUP, DEFAULT_SINK_TOKENS, CacheGenOptions
 from lmcache_kit_cachegen.profile import load_profile
 from lmcache_kit_cachegen.reading import Block, decode_blocks
@@ -34,15 +34,13 @@ MAX_TOKENS = 32768
 MAX_CHANNELS = 128 * 576
 """Most channels of a (layer, plane), heads x head dimension, for the same reason."""
 _GROUP = 32
-# Steps that a lane should have: each lane costs 16 bits beyond its symbols.
-_LANE_STEPS = 512
 
 
-def fold_of(num_tokens: int, channels: int) -> int:
-    """Coder steps per token: the smallest power of two that divides the channels and gives a lane 512 steps, or the
+def fold_of(num_tokens: int, channels: int, lane_steps: int = LANE_STEPS) -> int:
+    """Coder steps per token: the smallest power of two that divides the channels and gives a lane these steps, or the
     largest that divides them. Short chunks so have fewer lanes, whose fixed cost would outweigh their symbols."""
     fold = 1
-    while fold * num_tokens < _LANE_STEPS and channels % (2 * fold) == 0:
+    while fold * num_tokens < lane_steps and channels % (2 * fold) == 0:
         fold *= 2
     return fold
 
@@ -130,13 +128,16 @@ class CacheGen(CompressionMethod):
         if self._profile is not None:
             self._profile.check_layout(layout)
         refined, bits = self._refinement(num_tokens)
+        lane_steps = LANE_STEPS
+        if self.options.quantizer == "uniform":
+            lane_steps = LEVELS[self.options.effective_level].lane_steps
         uniform = self.options.quantizer == "uniform"
         return Header(
             layout=layout,
             num_tokens=num_tokens,
             quantizer=self.options.quantizer,
             group=_GROUP,
-            fold=fold_of(num_tokens, channels),
+            fold=fold_of(num_tokens, channels, lane_steps),
             refined_tokens=refined,
             refine_bits=bits,
             anchor_group=ANCHOR_GROUP if self.options.anchor_delta else 0,
