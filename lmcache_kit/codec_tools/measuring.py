@@ -14,6 +14,7 @@ from lmcache_kit.codec_tools.difference import difference
 from lmcache_kit.codec_tools.methods import Choice, on_cpu
 from lmcache_kit.codec_tools.timing import median_seconds, timed
 from lmcache_kit.contracts.compression import CompressionMethod
+from lmcache_kit.contracts.storage import Buffer
 from lmcache_kit.errors import LMCacheKitError
 from lmcache_kit.kv.layout import KVTensor
 
@@ -117,14 +118,15 @@ def _on_host(method: CompressionMethod, kv: KVTensor, seconds: float) -> _Timing
 
 
 def _on_device(method: Any, kv: KVTensor, seconds: float) -> _Timings:
-    def to_bytes() -> bytes:
-        return bytes(method.encode_tensor(tensor))
+    def to_bytes() -> Buffer:
+        return method.encode_tensor(tensor)
 
     def from_bytes() -> Any:
         return method.decode_tensor(memoryview(payload), kv.layout, kv.num_tokens, method.version)
 
     tensor = method.device_tensor(kv)
-    first_encode, payload = timed(to_bytes)
+    first_encode, made = timed(to_bytes)
+    payload = bytes(made)
     first_decode, _ = timed(from_bytes)
     buffers = method.encode_device(tensor)
     method.decode_device(buffers)
