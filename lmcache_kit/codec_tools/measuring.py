@@ -119,7 +119,8 @@ def _on_host(method: CompressionMethod, kv: KVTensor, seconds: float) -> _Timing
 
 def _on_device(method: Any, kv: KVTensor, seconds: float) -> _Timings:
     def to_bytes() -> Buffer:
-        return method.encode_tensor(tensor)
+        made: Buffer = method.encode_tensor(tensor)
+        return made
 
     def from_bytes() -> Any:
         return method.decode_tensor(memoryview(payload), kv.layout, kv.num_tokens, method.version)
