@@ -23,8 +23,11 @@ $(INSTALLED): requirements-dev.txt pyproject.toml kernels/pyproject.toml $(wildc
 	$(BIN)/python -m lmcache_kit_kernels.warm_up
 	@touch $@
 
+# Arithmetic runs in two processes; tests that start servers of their own run one after another, with the machine to
+# themselves.
 test: $(INSTALLED)  ## every test that needs no GPU
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 kernels plugins/cachegen $(PYTEST_ARGS)
+	$(BIN)/python -m pytest tests plugins --ignore plugins/cachegen $(PYTEST_ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -40,6 +43,7 @@ bench: $(INSTALLED)  ## speed of controller, tiers, transports and codecs into $
 	$(BIN)/python benchmarks/tiers.py --output $(OUT)/bench/tiers.json
 	$(BIN)/python benchmarks/transports.py --output $(OUT)/bench/transports.json
 	$(BIN)/python benchmarks/codecs.py --output $(OUT)/bench/codecs.json
+	$(BIN)/python benchmarks/cachegen_size.py --output $(OUT)/bench/cachegen_size.json
 
 clean:
 	rm -rf $(VENV) $(OUT) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from harness import Report, argument_parser, measure, table
 
+from lmcache_kit.cli.values import key_values
 from lmcache_kit.codec_tools import difference, random_kv
 from lmcache_kit.contracts.compression import CompressionMethod
 from lmcache_kit.contracts.records import CompressionPlugin
@@ -96,7 +97,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="OPTION=VALUE", help="option of every --method")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    options = dict(pair.split("=", 1) for pair in arguments.set)
+    options = key_values(arguments.set, "--set")
     seconds = 0.0 if arguments.quick else arguments.seconds
     parameters = {"seconds": seconds, "seed": arguments.seed, "options": options}
     report = Report("codecs", arguments, parameters, DISTRIBUTIONS)
