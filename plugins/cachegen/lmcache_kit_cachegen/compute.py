@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from lmcache_kit_kernels import backends_of
 
@@ -27,6 +28,14 @@ class Compute:
     backend: str
     device: Literal["cpu", "gpu"]
     elements: int
+
+    def applied(self) -> AbstractContextManager[Any]:
+        """Within it the kernels run on ``device``: jax by itself takes a GPU wherever there is one."""
+        if self.backend != "xla" or self.device != "cpu":
+            return nullcontext()
+        import jax
+
+        return jax.default_device(jax.local_devices(backend="cpu")[0])
 
 
 def wants_gpu(options: CacheGenOptions) -> bool:

@@ -59,7 +59,7 @@ def fit_profile(
     """
     if options.quantizer != "uniform":
         raise ConfigError("profiles are for quantizer uniform", hint="fit without quantizer: lmcache")
-    statistics = _Statistics(compute.choose(options).backend)
+    statistics = _Statistics(compute.choose(options))
     shape: tuple[int, int, int, int] | None = None
     for kv in samples:
         layout = kv.layout
@@ -83,8 +83,8 @@ def fit_profile(
 class _Statistics:
     """Sums over all samples, by bin of spread."""
 
-    def __init__(self, backend: str) -> None:
-        self._backend = backend
+    def __init__(self, chosen: compute.Compute) -> None:
+        self._compute = chosen
         self.channels = 0
         prior = _prior()
         self._histograms = prior
@@ -104,7 +104,8 @@ class _Statistics:
             part = blocks[start : start + at_once]
             for ratio in sorted({level.ratio for level in LEVELS.values()}):
                 settings = kernel.Settings(quantizer="uniform", levels=(UNIFORM_SYMBOLS,) * len(part), ratio=ratio)
-                quantized = kernel.quantize(part, settings, backend=self._backend)
+                with self._compute.applied():
+                    quantized = kernel.quantize(part, settings, backend=self._compute.backend)
                 filled = quantized.usable & part.astype(bool).any(axis=(1, 2))
                 for index in np.flatnonzero(filled):
                     self._add_block(part[index], quantized, int(index))

@@ -105,7 +105,8 @@ class CacheGen(CompressionMethod):
         shape = (header.blocks, header.num_tokens, header.channels)
         data = [kv.data.reshape(shape) for kv in kvs]
         blocks = data[0] if len(data) == 1 else np.concatenate(data)
-        return write_payloads(blocks, header, settings, self.backend)
+        with self._compute.applied():
+            return write_payloads(blocks, header, settings, self.backend)
 
     def header_and_settings(self, layout: KVLayout, num_tokens: int, chunks: int) -> tuple[Header, kernel.Settings]:
         """How chunks of this shape are written, before it is known how wide their numbers are, and how they are coded.
@@ -264,7 +265,8 @@ class CacheGen(CompressionMethod):
 
     def decode_blocks(self, blocks: Sequence[Block]) -> None:
         """Fill in the values of blocks of payloads of this method. Raises BlobError."""
-        decode_blocks(blocks, self._tables, self.backend, self._compute.elements)
+        with self._compute.applied():
+            decode_blocks(blocks, self._tables, self.backend, self._compute.elements)
 
 
 def blocks_of(directory: Directory, data: Array, wanted: range, out: Array) -> Iterator[Block]:
