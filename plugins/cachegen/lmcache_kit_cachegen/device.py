@@ -9,7 +9,7 @@ A call takes some hundred microseconds, so what depends on the shape alone is ma
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -31,9 +31,14 @@ from lmcache_kit_cachegen.header import Header, Mode
 from lmcache_kit_cachegen.host_link import HostLink
 from lmcache_kit_cachegen.sections import fixed_size
 
-__all__ = ["DeviceBuffers", "Job", "decode", "encode", "payloads", "read"]
+__all__ = ["MAX_ELEMENTS", "DeviceBuffers", "Job", "decode", "encode", "launches", "payloads", "read"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
+
+MAX_ELEMENTS = 1 << 30
+"""Most elements of a launch: kernels count words, and places in arrays, in 32 bits with a sign."""
+_MAX_BYTES = (1 << 31) - 1  # of the payloads of a launch, for the same reason
+_MAX_CHUNKS = 64  # of a launch: a program names each of them
 
 _PLAN_ARRAYS = ("info", "scale", "ratio", "log_variances", "share")
 
@@ -48,7 +53,8 @@ class Job:
 
     def __init__(self, header: Header, settings: kernel.Settings) -> None:
         self.settings = settings
-        self.supported = pipeline.supported(settings) and header.num_tokens > 0
+        elements = len(settings.levels) * header.num_tokens * header.channels
+        self.supported = pipeline.supported(settings) and 0 < elements <= MAX_ELEMENTS
         self.levels = tuple(settings.levels[: header.blocks])
         uniform = header.quantizer == "uniform"
         widths = [(wide, big) for wide in (1, 2) for big in (0, 1)] if uniform else [(0, 0)]
@@ -114,19 +120,18 @@ def payloads(blocks: jax.Array, job: Job, link: HostLink) -> list[Array] | None:
 
     None if a block must be written otherwise than coded, or chunks of the call need numbers of different widths.
     """
-    for _ in range(2):
-        variant = job.variant
+    variant = job.variant
+    while True:  # twice at most: which variant it must be does not depend on the one that was expected
         header = job.headers[variant]
         words, facts = encoded_payloads(blocks, job.arrays, job.tables, header, job.levels, job.static)
         known = np.asarray(facts)
         found = set(known[:, -1].tolist())
         if len(found) > 1:
             return None
-        (job.variant,) = found
-        if job.variant == variant:
+        expected, (variant,) = variant, found
+        if variant == expected:
             break
-    else:
-        return None  # another thread keeps changing what is expected
+    job.variant = variant
     count = len(job.levels)
     counts, checks, inverses, good = known[:, : 4 * count].reshape(len(known), 4, count).swapaxes(0, 1)
     directory = job.directory(variant)
@@ -153,7 +158,10 @@ def read(given: Sequence[Array], job: Job, variant: int, link: HostLink) -> Any:
     if len(entries) != len(found):
         return None
     facts = np.stack([[own["check"], own["inverse"].astype(np.uint32), own["data"]] for own in entries])
-    rows = link.to_device(given, _room(max(payload.size for payload in given)))
+    room = _room(max(payload.size for payload in given))
+    if len(given) * room > _MAX_BYTES:
+        return None
+    rows = link.to_device(given, room)
     values, good = blocks_of_payloads(
         link.to_jax(rows),
         facts,
@@ -165,6 +173,20 @@ def read(given: Sequence[Array], job: Job, variant: int, link: HostLink) -> Any:
         len(given),
     )
     return values if bool(good) else None
+
+
+def launches(chunks: int, size: int, elements: int = MAX_ELEMENTS) -> Iterator[slice]:
+    """Which of ``chunks`` of ``size`` elements each go into one launch, of about so many ``elements``.
+
+    Their number is a power of two, at most 64: each number of chunks is a program of its own, which takes seconds to
+    compile.
+    """
+    most = min(_MAX_CHUNKS, max(1, elements // max(1, size)))
+    start = 0
+    while start < chunks:
+        length = 1 << (min(most, chunks - start).bit_length() - 1)
+        yield slice(start, start + length)
+        start += length
 
 
 def _room(size: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -12,14 +13,17 @@ from lmcache_kit.contracts.storage import Buffer
 from lmcache_kit.errors import InvalidRequestError
 from lmcache_kit.kv.layout import KVLayout, KVTensor, numpy_dtype
 from lmcache_kit_cachegen import device
-from lmcache_kit_cachegen.container import HEADER_BYTES
+from lmcache_kit_cachegen.container import HEADER_BYTES, head_size
 from lmcache_kit_cachegen.host_link import HostLink
 from lmcache_kit_cachegen.method import CacheGen
 from lmcache_kit_cachegen.options import CacheGenOptions
+from lmcache_kit_cachegen.recent import Recent
 
 __all__ = ["GpuCacheGen", "Handed"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
+
+_JOBS = 128  # shapes whose tables and directories are kept
 
 
 class Handed(NamedTuple):
@@ -33,18 +37,20 @@ class GpuCacheGen(CacheGen):
     """cachegen with its fused kernels on an NVIDIA GPU; the bytes are those of the CPU.
 
     Besides the contract, which has KV in host memory, it codes PyTorch tensors ``[L, P, T, H, D]`` (or
-    ``[n, L, P, T, H, D]``, n chunks in one launch) that are on the GPU; they reach jax by DLPack, without a copy. What
-    the kernels are not made for (see :mod:`lmcache_kit_cachegen.device`) is coded on the CPU.
+    ``[n, L, P, T, H, D]``, n chunks) that are on the GPU that jax computes on; they reach jax by DLPack, without a
+    copy. What is to write a tensor must be on PyTorch's current stream, or done. Tensors that come back lie in memory
+    of jax: what reads them must be on the current stream, or done, before they are let go. What the kernels are not
+    made for (see :mod:`lmcache_kit_cachegen.device`) is coded on the CPU.
 
     Raises UnavailableError without a GPU, jax for it, or PyTorch with CUDA.
     """
 
     def __init__(self, options: CacheGenOptions) -> None:
         super().__init__(options)
-        self._link = HostLink()
-        self._to_write: dict[tuple[KVLayout, int, int], device.Job] = {}
-        self._to_read: dict[tuple[bytes, int], tuple[device.Job, int]] = {}
-        self.device_name: str = jax.devices()[0].device_kind
+        self._link = HostLink(jax.local_devices()[0].local_hardware_id or 0)
+        self._to_write: Recent[tuple[KVLayout, int, int], device.Job] = Recent(_JOBS)
+        self._to_read: Recent[tuple[bytes, bytes, int], tuple[device.Job, int]] = Recent(_JOBS)
+        self.device_name: str = jax.local_devices()[0].device_kind
 
     # --- tensors on the device ---------------------------------------------------------------------------------------
 
@@ -54,7 +60,8 @@ class GpuCacheGen(CacheGen):
 
     def encode_device(self, tensor: Any) -> device.DeviceBuffers:
         """Coded buffers on the device; returns when they are done. Raises as :meth:`hand_over` does."""
-        found = self.launch_encode(self.hand_over(tensor))
+        handed = self.hand_over(tensor)  # held until the device is done with it: it may be a copy
+        found = self.launch_encode(handed)
         jax.block_until_ready(found.coded)
         return found
 
@@ -63,18 +70,19 @@ class GpuCacheGen(CacheGen):
         what its shape needs. What was to write it has been waited for.
 
         Raises InvalidRequestError for KV that is not coded on the GPU: chunks so short that a lane has more than
-        four channels (below 128 tokens, below 256 at level 6), and anchor_delta.
+        four channels (below 128 tokens, below 256 at level 6), anchor_delta, none, or more than 2**30 elements.
         """
-        job = self._job(*_shape(tensor))
-        if not job.supported:
+        layout, tokens, chunks = self._shape(tensor)
+        job = self._job(layout, tokens, chunks) if chunks else None
+        if job is None or not job.supported:
             raise InvalidRequestError(
-                f"cachegen has no kernels for {job.headers[0].num_tokens} tokens of this layout and these options",
+                f"cachegen has no kernels for a tensor {list(tensor.shape)} with these options",
                 hint="encode_tensor codes such KV on the CPU",
             )
         return Handed(self._blocks(tensor), job)
 
     def launch_encode(self, handed: Handed) -> device.DeviceBuffers:
-        """Coded buffers on the device; returns at once, while the device works."""
+        """Coded buffers on the device; returns at once, while the device works. ``handed`` is to be kept until then."""
         return device.encode(handed.blocks, handed.job)
 
     def decode_device(self, buffers: device.DeviceBuffers) -> Any:
@@ -91,12 +99,26 @@ class GpuCacheGen(CacheGen):
         return payload
 
     def encode_tensors(self, tensors: Any) -> list[Buffer]:
-        """Payloads, in host memory, of chunks ``[n, L, P, T, H, D]`` on the device: one launch."""
-        layout, tokens, chunks = _shape(tensors)
+        """Payloads of chunks ``[n, L, P, T, H, D]`` on the device; n that is a power of two up to 64 is one launch.
+
+        They are in page-locked host memory, which PyTorch gives in powers of two: copy what is to be kept for long.
+        """
+        layout, tokens, chunks = self._shape(tensors)
+        tensors = tensors.detach().reshape(chunks, *layout.shape(tokens))
+        size = math.prod(layout.shape(tokens))
+        return [
+            payload
+            for some in device.launches(chunks, size)
+            for payload in self._encode_tensors(tensors[some], layout, tokens)
+        ]
+
+    def _encode_tensors(self, tensors: Any, layout: KVLayout, tokens: int) -> list[Buffer]:
+        """Those of one launch."""
+        chunks = len(tensors)
         job = self._job(layout, tokens, chunks)
         payloads = device.payloads(self._blocks(tensors), job, self._link) if job.supported else None
         if payloads is None and chunks > 1:
-            return [self.encode_tensor(tensor) for tensor in tensors]
+            return [self._encode_tensors(tensor[None], layout, tokens)[0] for tensor in tensors]
         if payloads is None:
             return list(self.encode_on_host([KVTensor(layout, self._link.array(one)) for one in tensors]))
         return [payload.data for payload in payloads]
@@ -106,7 +128,12 @@ class GpuCacheGen(CacheGen):
         return self.decode_tensors([payload], layout, num_tokens, version)[0]
 
     def decode_tensors(self, payloads: Sequence[memoryview], layout: KVLayout, num_tokens: int, version: int) -> Any:
-        """Tensors ``[n, L, P, T, H, D]`` on the device of payloads of one layout and length: one launch."""
+        """Tensors ``[n, L, P, T, H, D]`` on the device of payloads, at least one, of one layout and length: one launch.
+
+        Raises BlobError as :meth:`decode` does.
+        """
+        if not payloads:
+            raise InvalidRequestError("cachegen was given no payloads to decode")
         arrays = [np.frombuffer(payload, np.uint8) for payload in payloads]
         found = self._job_to_read(arrays, layout, num_tokens, version)
         values = None if found is None else device.read(arrays, *found, self._link)
@@ -117,21 +144,35 @@ class GpuCacheGen(CacheGen):
         kvs = self.decode_on_host(payloads, layout, [num_tokens] * len(payloads), version)
         return self._link.tensor(np.stack([kv.data for kv in kvs]))
 
+    def _shape(self, tensor: Any) -> tuple[KVLayout, int, int]:
+        """Layout, tokens and chunks of a tensor ``[(n,) L, P, T, H, D]``."""
+        if tensor.ndim not in (5, 6) or not self._link.holds(tensor):
+            raise InvalidRequestError(
+                f"cachegen takes CUDA tensors [L, P, T, H, D] or [n, L, P, T, H, D] on {self._link.device}, not "
+                f"{list(tensor.shape)} on {tensor.device}"
+            )
+        chunks = tensor.shape[0] if tensor.ndim == 6 else 1
+        layers, planes, tokens, heads, dim = tensor.shape[-5:]
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        numpy_dtype(dtype)
+        return KVLayout(layers, heads, dim, dtype, planes), tokens, chunks  # type: ignore[arg-type]  # checked above
+
     def _blocks(self, tensor: Any) -> jax.Array:
         tokens, heads, dim = tensor.shape[-3:]
         return self._link.to_jax(tensor.detach().contiguous().reshape(-1, tokens, heads * dim))
 
     def _job(self, layout: KVLayout, tokens: int, chunks: int) -> device.Job:
         key = layout, tokens, chunks
-        if key not in self._to_write:
-            self._to_write[key] = device.Job(*self.header_and_settings(layout, tokens, chunks))
-        return self._to_write[key]
+        found = self._to_write.get(key)
+        return found or self._to_write.keep(key, device.Job(*self.header_and_settings(layout, tokens, chunks)))
 
     def _job_to_read(
         self, payloads: Sequence[Array], layout: KVLayout, tokens: int, version: int
     ) -> tuple[device.Job, int] | None:
         """The job and variant of payloads that begin like the first; None if the CPU path must read that one."""
-        key = payloads[0][:HEADER_BYTES].tobytes(), len(payloads)
+        # The levels of the blocks, in the directory's entries, are part of how a payload is coded.
+        levels = payloads[0][HEADER_BYTES + 1 : head_size(layout) - 4 : 16]
+        key = payloads[0][:HEADER_BYTES].tobytes(), levels.tobytes(), len(payloads)
         found = self._to_read.get(key)
         if found is None:
             _, directory = self.open(payloads[0].data, layout, tokens, version)
@@ -141,7 +182,7 @@ class GpuCacheGen(CacheGen):
             job = device.Job(directory.header, settings)
             if not job.supported:
                 return None
-            found = self._to_read[key] = job, job.headers.index(directory.header)
+            found = self._to_read.keep(key, (job, job.headers.index(directory.header)))
         header = found[0].headers[0]
         matches = version == self.version and (header.layout, header.num_tokens) == (layout, tokens)
         return found if matches else None
@@ -160,27 +201,14 @@ class GpuCacheGen(CacheGen):
     def decode_many(
         self, payloads: Sequence[memoryview], layout: KVLayout, num_tokens: Sequence[int], version: int
     ) -> list[KVTensor]:
+        if len(payloads) != len(num_tokens):
+            raise ValueError(f"there are {len(payloads)} payloads and {len(num_tokens)} numbers of tokens")
         kvs: list[Any] = [None] * len(payloads)
         for tokens in sorted(set(num_tokens)):
             alike = [place for place, own in enumerate(num_tokens) if own == tokens]
-            at_once = max(1, self._compute.elements // max(1, layout.nbytes(tokens) // layout.np_dtype.itemsize))
-            for start in range(0, len(alike), at_once):
-                some = alike[start : start + at_once]
+            for launch in device.launches(len(alike), math.prod(layout.shape(tokens)), self._compute.elements):
+                some = alike[launch]
                 tensors = self.decode_tensors([payloads[place] for place in some], layout, tokens, version)
                 for place, tensor in zip(some, tensors, strict=True):
                     kvs[place] = KVTensor(layout, self._link.array(tensor))
         return kvs
-
-
-def _shape(tensor: Any) -> tuple[KVLayout, int, int]:
-    """Layout, tokens and chunks of a tensor ``[(n,) L, P, T, H, D]``."""
-    if tensor.ndim not in (5, 6) or not tensor.is_cuda:
-        raise InvalidRequestError(
-            f"cachegen on a GPU takes CUDA tensors [L, P, T, H, D] or [n, L, P, T, H, D], not {list(tensor.shape)} on "
-            f"{tensor.device}"
-        )
-    chunks = tensor.shape[0] if tensor.ndim == 6 else 1
-    layers, planes, tokens, heads, dim = tensor.shape[-5:]
-    dtype = str(tensor.dtype).removeprefix("torch.")
-    numpy_dtype(dtype)
-    return KVLayout(layers, heads, dim, dtype, planes), tokens, chunks  # type: ignore[arg-type]  # checked just above

@@ -21,9 +21,12 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class HostLink:
-    """Copies for one GPU. Raises UnavailableError if PyTorch is not there or was built without CUDA."""
+    """Copies for one GPU, PyTorch's ``cuda:index``, on PyTorch's current stream there.
 
-    def __init__(self) -> None:
+    Raises UnavailableError if PyTorch is not there or was built without CUDA.
+    """
+
+    def __init__(self, index: int = 0) -> None:
         try:
             import torch
         except ImportError:
@@ -34,13 +37,21 @@ class HostLink:
                 hint="pip install torch, from an index with CUDA builds",
             )
         self._torch = torch
+        self.device = torch.device("cuda", index)
+
+    def holds(self, tensor: Any) -> bool:
+        """Whether a tensor is on this GPU."""
+        return bool(tensor.device == self.device)
+
+    def _settle(self) -> None:
+        self._torch.cuda.current_stream(self.device).synchronize()
 
     def to_jax(self, tensor: Any) -> Any:
         """A torch tensor on the device as a jax array, without a copy; what was to write the tensor has been waited
         for."""
         import jax
 
-        self._torch.cuda.current_stream().synchronize()
+        self._settle()
         return jax.dlpack.from_dlpack(_Settled(tensor))
 
     def to_host(self, words: Any, payloads: Sequence[tuple[Array, int, int]]) -> list[Array]:
@@ -58,14 +69,14 @@ class HostLink:
             host[head.size :].copy_(device[first : first + size], non_blocking=True)
             results.append(host.numpy())
             results[-1][: head.size] = head
-        torch.cuda.current_stream().synchronize()
+        self._settle()
         return results
 
     def to_device(self, payloads: Sequence[Array], room: int) -> Any:
         """Payloads (uint8) as rows of a torch tensor uint8 ``[n, room]`` on the device, anything behind them."""
         torch = self._torch
         staged = torch.empty((len(payloads), room), dtype=torch.uint8, pin_memory=True)
-        device = torch.empty((len(payloads), room), dtype=torch.uint8, device="cuda")
+        device = torch.empty((len(payloads), room), dtype=torch.uint8, device=self.device)
         for row, target, payload in zip(staged, device, payloads, strict=True):
             source = torch.from_numpy(_writeable(payload))
             if not source.is_pinned():
@@ -82,7 +93,7 @@ class HostLink:
         host = torch.empty(bits.shape, dtype=torch.from_numpy(bits[:0]).dtype, pin_memory=True)
         host.numpy()[...] = bits
         dtype = getattr(torch, array.dtype.name)
-        return host.to("cuda", non_blocking=True).view(dtype)
+        return host.to(self.device, non_blocking=True).view(dtype)
 
     def from_device(self, array: Any) -> Any:
         """A jax array as a torch tensor, without a copy."""
@@ -90,7 +101,9 @@ class HostLink:
 
     def stack(self, tensors: Sequence[Any]) -> Any:
         """Tensors of one shape as one, along a new first axis."""
-        return self._torch.stack(list(tensors))
+        stacked = self._torch.stack(list(tensors))
+        self._settle()  # their memory may be that of jax, which does not wait for PyTorch before it uses it again
+        return stacked
 
     def array(self, tensor: Any) -> Array:
         """A numpy array with the values of a torch tensor on the device."""

@@ -5,11 +5,14 @@ What copies between host and device is replaced by numpy; tests/test_gpu.py has 
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 from lmcache_kit_cachegen import device
 from lmcache_kit_cachegen.method import CacheGen
 from lmcache_kit_cachegen.options import CacheGenOptions
+from lmcache_kit_cachegen.recent import Recent
 
 from lmcache_kit.kv.layout import KVLayout, KVTensor
 
@@ -113,3 +116,94 @@ def test_short_chunks_and_anchors_are_not_for_the_kernels():
     for options, tokens in (({}, 60), ({"anchor_delta": True}, 256), ({}, 0)):
         method = CacheGen(CacheGenOptions(**options))
         assert not device.Job(*method.header_and_settings(LAYOUT, tokens, 1)).supported
+
+
+def test_launches_cover_all_chunks_with_few_programs():
+    for count in range(200):
+        for size, elements in ((1, 1 << 27), (1 << 24, 1 << 27), (1 << 28, 1 << 27), (0, 1), (3, 40)):
+            found = list(device.launches(count, size, elements))
+            assert [place for some in found for place in range(some.start, some.stop)] == list(range(count))
+            for some in found:
+                length = some.stop - some.start
+                assert length & (length - 1) == 0
+                assert length <= 64
+                assert length == 1 or length * size <= elements
+
+
+def test_more_than_32_bits_can_count_is_not_for_the_kernels():
+    large = KVLayout(64, 8, 128, "bfloat16")
+    method = CacheGen(CacheGenOptions())
+    assert device.Job(*method.header_and_settings(large, 8192, 1)).supported
+    assert not device.Job(*method.header_and_settings(large, 8192, 2)).supported
+    assert not device.Job(*method.header_and_settings(large, 32768, 1)).supported
+
+
+def test_payloads_too_large_for_one_launch_are_left_to_others(monkeypatch):
+    method = CacheGen(CacheGenOptions())
+    payload = method.encode(make(0))
+    monkeypatch.setattr(device, "_MAX_BYTES", len(payload))
+    link = NumpyLink()
+    link.to_device = lambda *_: pytest.fail("nothing may be copied")
+    job, variant = job_to_read(method, [payload])
+    assert device.read([np.frombuffer(payload, np.uint8)], job, variant, link) is None
+
+
+def test_what_was_used_last_is_kept():
+    recent = Recent(2)
+    first = recent.keep("a", object())
+    assert recent.keep("a", object()) is first
+    recent.keep("b", object())
+    assert recent.get("a") is first
+    recent.keep("c", object())
+    assert recent.get("b") is None
+    assert recent.get("a") is first
+
+
+def test_what_was_used_last_is_for_several_threads():
+    recent = Recent(8)
+
+    def work(seed):
+        for key in np.random.default_rng(seed).integers(0, 32, 2000).tolist():
+            assert recent.get(key) in (None, key)
+            assert recent.keep(key, key) == key
+
+    wrong = []
+
+    def guarded(seed):
+        try:
+            work(seed)
+        except BaseException as error:
+            wrong.append(error)
+
+    threads = [threading.Thread(target=guarded, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert sum(recent.get(key) is not None for key in range(32)) <= 8
+
+
+def test_xla_runs_on_the_cpu_where_no_gpu_is_asked_for(monkeypatch):
+    from lmcache_kit_kernels.blocks import reference, xla
+
+    seen = {}
+
+    def recorded(name):
+        def call(*args):
+            seen[name] = jax.config.jax_default_device.platform
+            return getattr(reference, name)(*args)
+
+        return call
+
+    for name in ("encode", "decode", "quantize"):
+        monkeypatch.setattr(xla, name, recorded(name))
+    options = CacheGenOptions(backend="xla")
+    method = CacheGen(options)
+    kv = KVTensor(LAYOUT, make(0).data[:, :, :16].copy())
+    payload = method.encode(kv)
+    back = method.decode(memoryview(payload), LAYOUT, 16, 1)
+    assert back.data.tobytes() == CacheGen(CacheGenOptions()).decode(memoryview(payload), LAYOUT, 16, 1).data.tobytes()
+    method.fit([kv])
+    assert seen == {"encode": "cpu", "decode": "cpu", "quantize": "cpu"}
+    assert jax.config.jax_default_device is None
