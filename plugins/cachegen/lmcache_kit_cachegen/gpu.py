@@ -134,15 +134,22 @@ class GpuCacheGen(CacheGen):
         """
         if not payloads:
             raise InvalidRequestError("cachegen was given no payloads to decode")
-        arrays = [np.frombuffer(payload, np.uint8) for payload in payloads]
-        found = self._job_to_read(arrays, layout, num_tokens, version)
-        values = None if found is None else device.read(arrays, *found, self._link)
-        if values is not None:
-            return self._link.from_device(values).reshape(len(payloads), *layout.shape(num_tokens))
+        tensors = self._read(payloads, layout, num_tokens, version)
+        if tensors is not None:
+            return tensors
         if len(payloads) > 1:  # of which some may be read on the device
             return self._link.stack([self.decode_tensor(payload, layout, num_tokens, version) for payload in payloads])
         kvs = self.decode_on_host(payloads, layout, [num_tokens] * len(payloads), version)
         return self._link.tensor(np.stack([kv.data for kv in kvs]))
+
+    def _read(self, payloads: Sequence[memoryview], layout: KVLayout, num_tokens: int, version: int) -> Any:
+        """What :meth:`decode_tensors` returns; None if the CPU path must read some of them."""
+        arrays = [np.frombuffer(payload, np.uint8) for payload in payloads]
+        found = self._job_to_read(arrays, layout, num_tokens, version)
+        values = None if found is None else device.read(arrays, *found, self._link)
+        if values is None:
+            return None
+        return self._link.from_device(values).reshape(len(payloads), *layout.shape(num_tokens))
 
     def _shape(self, tensor: Any) -> tuple[KVLayout, int, int]:
         """Layout, tokens and chunks of a tensor ``[(n,) L, P, T, H, D]``."""
@@ -190,13 +197,17 @@ class GpuCacheGen(CacheGen):
     # --- the contract: KV in host memory -----------------------------------------------------------------------------
 
     def encode(self, kv: KVTensor) -> Buffer:
-        return self.encode_tensor(self.device_tensor(kv))
+        (payload,) = self._encode([kv])
+        return payload
 
     def _encode(self, kvs: Sequence[KVTensor]) -> list[Buffer]:
+        if not self._job(kvs[0].layout, kvs[0].num_tokens, 1).supported:
+            return list(self.encode_on_host(kvs))
         return self.encode_tensors(self._link.tensor(np.stack([kv.data for kv in kvs])))
 
     def decode(self, payload: memoryview, layout: KVLayout, num_tokens: int, version: int) -> KVTensor:
-        return KVTensor(layout, self._link.array(self.decode_tensor(payload, layout, num_tokens, version)))
+        (kv,) = self.decode_many([payload], layout, [num_tokens], version)
+        return kv
 
     def decode_many(
         self, payloads: Sequence[memoryview], layout: KVLayout, num_tokens: Sequence[int], version: int
@@ -208,7 +219,18 @@ class GpuCacheGen(CacheGen):
             alike = [place for place, own in enumerate(num_tokens) if own == tokens]
             for launch in device.launches(len(alike), math.prod(layout.shape(tokens)), self._compute.elements):
                 some = alike[launch]
-                tensors = self.decode_tensors([payloads[place] for place in some], layout, tokens, version)
-                for place, tensor in zip(some, tensors, strict=True):
-                    kvs[place] = KVTensor(layout, self._link.array(tensor))
+                found = self._to_host([payloads[place] for place in some], layout, tokens, version)
+                for place, kv in zip(some, found, strict=True):
+                    kvs[place] = kv
         return kvs
+
+    def _to_host(
+        self, payloads: Sequence[memoryview], layout: KVLayout, num_tokens: int, version: int
+    ) -> list[KVTensor]:
+        """KV of the payloads of one launch."""
+        tensors = self._read(payloads, layout, num_tokens, version)
+        if tensors is not None:
+            return [KVTensor(layout, self._link.array(tensor)) for tensor in tensors]
+        if len(payloads) == 1:
+            return self.decode_on_host(payloads, layout, [num_tokens], version)
+        return [kv for payload in payloads for kv in self._to_host([payload], layout, num_tokens, version)]

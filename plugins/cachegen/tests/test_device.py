@@ -9,14 +9,16 @@ import threading
 
 import numpy as np
 import pytest
-from lmcache_kit_cachegen import device
+from lmcache_kit_cachegen import compute, device, gpu
 from lmcache_kit_cachegen.method import CacheGen
 from lmcache_kit_cachegen.options import CacheGenOptions
 from lmcache_kit_cachegen.recent import Recent
 
+from lmcache_kit.errors import BlobError, InvalidRequestError
 from lmcache_kit.kv.layout import KVLayout, KVTensor
 
 jax = pytest.importorskip("jax", reason="the device path needs jax")
+torch = pytest.importorskip("torch", reason="tensors on the device are those of PyTorch")
 
 LAYOUT = KVLayout(11, 2, 4, "bfloat16")
 TOKENS = 512
@@ -207,3 +209,81 @@ def test_xla_runs_on_the_cpu_where_no_gpu_is_asked_for(monkeypatch):
     method.fit([kv])
     assert seen == {"encode": "cpu", "decode": "cpu", "quantize": "cpu"}
     assert jax.config.jax_default_device is None
+
+
+class TorchLink(NumpyLink):
+    """Stands for HostLink with tensors of PyTorch on the CPU."""
+
+    def __init__(self, index):
+        self.device = torch.device("cpu")
+
+    def holds(self, tensor):
+        return tensor.device == self.device
+
+    def to_jax(self, rows):
+        return jax.numpy.asarray(rows if isinstance(rows, np.ndarray) else self.array(rows))
+
+    def tensor(self, array):
+        return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)
+
+    def array(self, tensor):
+        return tensor.contiguous().view(torch.int16).numpy().view(LAYOUT.np_dtype)
+
+    def from_device(self, array):
+        return self.tensor(np.asarray(array))
+
+    def stack(self, tensors):
+        return torch.stack(list(tensors))
+
+
+@pytest.fixture
+def on_device(monkeypatch):
+    monkeypatch.setattr(gpu, "HostLink", TorchLink)
+    monkeypatch.setattr(compute, "choose", lambda options: compute.Compute("numba", "gpu", 1 << 27))
+    method = gpu.GpuCacheGen(CacheGenOptions(level=2))
+    monkeypatch.undo()
+    return method
+
+
+def test_batches_of_all_lengths_are_those_of_the_cpu(on_device):
+    cpu = CacheGen(CacheGenOptions(level=2))
+    short = KVTensor(LAYOUT, make(2).data[:, :, :40].copy())
+    kvs = [make(0, wild=True), short, make(1, wild=True), KVTensor(LAYOUT, short.data[:, :, :0].copy())]
+    tokens = [kv.num_tokens for kv in kvs]
+    wanted = [bytes(payload) for payload in cpu.encode_many(kvs)]
+    assert [bytes(payload) for payload in on_device.encode_many(kvs)] == wanted
+    assert [bytes(on_device.encode(kvs[place])) for place in (1, 3)] == [wanted[1], wanted[3]]
+    views = [memoryview(payload) for payload in wanted]
+    values = [kv.data.tobytes() for kv in cpu.decode_many(views, LAYOUT, tokens, 1)]
+    assert [kv.data.tobytes() for kv in on_device.decode_many(views, LAYOUT, tokens, 1)] == values
+    for place in (1, 3):
+        assert on_device.decode(views[place], LAYOUT, tokens[place], 1).data.tobytes() == values[place]
+
+    # Tensors that are not contiguous, and that know of gradients.
+    both = torch.stack([on_device.device_tensor(kvs[place]) for place in (0, 2)])
+    odd = both.transpose(3, 4).contiguous().transpose(3, 4).requires_grad_()
+    assert [bytes(payload) for payload in on_device.encode_tensors(odd)] == [wanted[0], wanted[2]]
+    short = on_device.device_tensor(kvs[1]).requires_grad_()
+    assert [bytes(payload) for payload in on_device.encode_tensors(short)] == [wanted[1]]
+    assert bytes(on_device.encode_tensor(short)) == wanted[1]
+    back = on_device.decode_tensor(views[1], LAYOUT, tokens[1], 1)
+    assert back.shape == short.shape
+    assert on_device.decode_tensors([views[1]] * 2, LAYOUT, tokens[1], 1).shape == (2, *short.shape)
+
+
+def test_nothing_and_what_is_elsewhere(on_device):
+    assert on_device.encode_many([]) == []
+    assert on_device.decode_many([], LAYOUT, [], 1) == []
+    tensor = on_device.device_tensor(make(0))
+    assert on_device.encode_tensors(tensor[None][:0]) == []
+    for refused in (lambda: on_device.hand_over(tensor[None][:0]), lambda: on_device.decode_tensors([], LAYOUT, 1, 1)):
+        with pytest.raises(InvalidRequestError):
+            refused()
+    for wrong in (tensor[0], tensor.to("meta")):
+        with pytest.raises(InvalidRequestError, match="CUDA tensors"):
+            on_device.encode_tensors(wrong)
+    with pytest.raises(ValueError, match="1 payloads and 2"):
+        on_device.decode_many([memoryview(b"")], LAYOUT, [1, 2], 1)
+    for damaged in (b"", bytes(40), bytes(4000)):
+        with pytest.raises(BlobError):
+            on_device.decode(memoryview(damaged), LAYOUT, TOKENS, 1)
