@@ -6,13 +6,17 @@ What copies between host and device is replaced by numpy; tests/test_gpu.py has 
 from __future__ import annotations
 
 import threading
+import zlib
 
 import numpy as np
 import pytest
 from lmcache_kit_cachegen import compute, device, gpu
+from lmcache_kit_cachegen.header import padded
 from lmcache_kit_cachegen.method import CacheGen
 from lmcache_kit_cachegen.options import CacheGenOptions
 from lmcache_kit_cachegen.recent import Recent
+from lmcache_kit_cachegen.sections import sections_of
+from lmcache_kit_kernels.checks import weighted_sum
 
 from lmcache_kit.errors import BlobError, InvalidRequestError
 from lmcache_kit.kv.layout import KVLayout, KVTensor
@@ -83,6 +87,7 @@ def test_payloads_and_values_are_those_of_the_cpu(options, wild):
     assert values.tobytes() == b"".join(kv.data.tobytes() for kv in back)
     if not wild:
         check_damage(method, wanted[0])
+        check_forgeries(method, wanted[0])
 
 
 def check_damage(method, payload):
@@ -99,6 +104,43 @@ def check_damage(method, payload):
         damaged = bytearray(payload)
         damaged[place] ^= 1 << int(rng.integers(8))
         assert job.directory(variant).read(np.frombuffer(damaged, np.uint8)) is None
+
+
+def check_forgeries(method, payload):
+    """Numbers that no encoder writes, under checks that are right, are found before a kernel trusts them."""
+    job, variant = job_to_read(method, [payload])
+    directory = method.open(memoryview(payload), LAYOUT, TOKENS, 1)[1]
+    assert device.read([np.frombuffer(payload, np.uint8)], job, variant, NumpyLink()) is not None
+    count = int.from_bytes(payload[place_of(directory, 3, "counts") :][:4], "little")
+    forged = [("counts", number) for number in (0, 1, count - 1, count + 2, 2**16, 2**31 + count, 2**32 - 1)]
+    forged += [("states", 0), ("states", 2**16 - 1), ("scales", 0x7F807F80), ("scales", 1), ("centres", 2**32 - 1)]
+    for name, number in forged:
+        wrong = bytearray(payload)
+        place = place_of(directory, 3, name)
+        wrong[place : place + 4] = number.to_bytes(4, "little")
+        entry = directory.entries[3]
+        own = [
+            wrong[s : s + n] for s, n in ((entry.fixed_start, entry.fixed_bytes), (entry.data_start, entry.data_bytes))
+        ]
+        check = weighted_sum(np.frombuffer(b"".join(own), "<u2"))
+        wrong[48 + 3 * 16 + 4 : 48 + 3 * 16 + 8] = check.to_bytes(4, "little")
+        head = job.directory(variant).head_bytes
+        wrong[head - 4 : head] = zlib.crc32(wrong[: head - 4]).to_bytes(4, "little")
+        assert job.directory(variant).read(np.frombuffer(wrong, np.uint8)) is not None
+        assert device.read([np.frombuffer(wrong, np.uint8)], job, variant, NumpyLink()) is None, (name, number)
+        with pytest.raises(BlobError, match=r"^(?!.*check)"):  # what is wrong is not the check
+            method.decode(memoryview(wrong), LAYOUT, TOKENS, 1)
+
+
+def place_of(directory, block, section):
+    """First byte of a section of a coded block in its payload."""
+    entry = directory.entries[block]
+    place = entry.fixed_start
+    for name, size in sections_of(directory.header, entry.mode, entry.levels):
+        if name == section:
+            return place
+        place += padded(size)
+    raise AssertionError(section)
 
 
 def test_what_is_not_to_be_coded_is_left_to_the_cpu():
