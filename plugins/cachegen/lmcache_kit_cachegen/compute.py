@@ -59,6 +59,16 @@ def choose(options: CacheGenOptions) -> Compute:
                 f"cachegen was asked to run on a GPU, but jax {jax.__version__} finds none",
                 hint="pip install 'lmcache-kit-kernels[gpu]', or leave device and backend at auto",
             )
+    elif backend == "xla":
+        import jax
+
+        try:
+            jax.local_devices(backend="cpu")
+        except RuntimeError as error:
+            raise UnavailableError(
+                f"backend xla of cachegen was to run on the CPU, which jax does not offer: {error}",
+                hint="add cpu to JAX_PLATFORMS, or use device: gpu",
+            ) from None
     return Compute(backend, "gpu" if gpu else "cpu", _GPU_ELEMENTS if gpu else _CPU_ELEMENTS)
 
 
@@ -69,7 +79,10 @@ def _prepare_jax() -> None:
     import jax
 
     if jax.config.jax_compilation_cache_dir is None:
-        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        try:
+            home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        except RuntimeError:  # a user without a home, as in some containers: programs are compiled in every process
+            return
         jax.config.update("jax_compilation_cache_dir", str(Path(home) / "lmcache-kit" / "jax"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

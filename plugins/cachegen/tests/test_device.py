@@ -18,7 +18,7 @@ from lmcache_kit_cachegen.recent import Recent
 from lmcache_kit_cachegen.sections import sections_of
 from lmcache_kit_kernels.checks import weighted_sum
 
-from lmcache_kit.errors import BlobError, InvalidRequestError
+from lmcache_kit.errors import BlobError, InvalidRequestError, UnavailableError
 from lmcache_kit.kv.layout import KVLayout, KVTensor
 
 jax = pytest.importorskip("jax", reason="the device path needs jax")
@@ -160,6 +160,15 @@ def test_short_chunks_and_anchors_are_not_for_the_kernels():
     for options, tokens in (({}, 60), ({"anchor_delta": True}, 256), ({}, 0)):
         method = CacheGen(CacheGenOptions(**options))
         assert not device.Job(*method.header_and_settings(LAYOUT, tokens, 1)).supported
+
+
+def test_jax_without_a_cpu_is_refused_where_the_cpu_is_asked_for(monkeypatch):
+    def missing(backend):
+        raise RuntimeError(f"Unknown backend {backend}")
+
+    monkeypatch.setattr(jax, "local_devices", missing)
+    with pytest.raises(UnavailableError, match="Unknown backend cpu"):
+        CacheGen(CacheGenOptions(backend="xla"))
 
 
 def test_launches_cover_all_chunks_with_few_programs():
