@@ -66,13 +66,14 @@ class DeviceTables(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What :func:`encode` and :func:`decode` need of :class:`Settings`: arrays, and what a program is made for."""
+    """What :func:`encode` and :func:`decode` need of :class:`Settings`: arrays, on the host or the device, and what a
+    program is made for."""
 
-    info: Array  # int32 [B, 4]: levels, alphabet, 0, 1
-    scale: Array  # float32 [B, 2]: 1 / middle in two parts
-    ratio: Array  # int32 []
-    log_variances: Array | None
-    share: Array  # float32 []
+    info: Any  # int32 [B, 4]: levels, alphabet, 0, 1
+    scale: Any  # float32 [B, 2]: 1 / middle in two parts
+    ratio: Any  # int32 []
+    log_variances: Any  # int32 [B], or None
+    share: Any  # float32 []
     uniform: bool
     refined: int
     refine_bits: int

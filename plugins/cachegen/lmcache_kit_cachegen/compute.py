@@ -35,7 +35,8 @@ class Compute:
             return nullcontext()
         import jax
 
-        return jax.default_device(jax.local_devices(backend="cpu")[0])
+        on_cpu: AbstractContextManager[Any] = jax.default_device(jax.local_devices(backend="cpu")[0])
+        return on_cpu
 
 
 def wants_gpu(options: CacheGenOptions) -> bool:
@@ -78,11 +79,12 @@ def _prepare_jax() -> None:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     import jax
 
-    if jax.config.jax_compilation_cache_dir is None:
+    config: Any = jax.config  # jax leaves it without annotations
+    if config.jax_compilation_cache_dir is None:
         try:
             home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         except RuntimeError:  # a user without a home, as in some containers: programs are compiled in every process
             return
-        jax.config.update("jax_compilation_cache_dir", str(Path(home) / "lmcache-kit" / "jax"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+        config.update("jax_compilation_cache_dir", str(Path(home) / "lmcache-kit" / "jax"))
+        config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        config.update("jax_persistent_cache_min_entry_size_bytes", -1)

@@ -73,7 +73,8 @@ class Job:
         """With its arrays on the device."""
         plan, _ = pipeline.plan_for(self.settings, self.headers[0].num_tokens)
         arrays = {name: getattr(plan, name) for name in _PLAN_ARRAYS if getattr(plan, name) is not None}
-        return plan._replace(**{name: jnp.asarray(array) for name, array in arrays.items()})
+        on_device: dict[str, Any] = {name: jnp.asarray(array) for name, array in arrays.items()}
+        return plan._replace(**on_device)
 
     @cached_property
     def arrays(self) -> dict[str, Any]:
@@ -112,7 +113,10 @@ def encode(blocks: jax.Array, job: Job) -> DeviceBuffers:
 def decode(buffers: DeviceBuffers) -> jax.Array:
     """Blocks on the device from buffers there. Does not wait."""
     job = buffers.job
-    return decoded_blocks(buffers.coded, job.arrays, job.tables, job.headers[0].layout.np_dtype, job.static)
+    values: jax.Array = decoded_blocks(
+        buffers.coded, job.arrays, job.tables, job.headers[0].layout.np_dtype, job.static
+    )
+    return values
 
 
 def payloads(blocks: jax.Array, job: Job, link: HostLink) -> list[Array] | None:

@@ -26,6 +26,9 @@ Array = np.ndarray[Any, np.dtype[Any]]
 _JOBS = 128  # shapes whose tables and directories are kept
 
 
+_wait_for: Any = jax.block_until_ready  # jax leaves it without annotations
+
+
 class Handed(NamedTuple):
     """A tensor on the device as jax sees it, and how it is coded."""
 
@@ -62,7 +65,7 @@ class GpuCacheGen(CacheGen):
         """Coded buffers on the device; returns when they are done. Raises as :meth:`hand_over` does."""
         handed = self.hand_over(tensor)  # held until the device is done with it: it may be a copy
         found = self.launch_encode(handed)
-        jax.block_until_ready(found.coded)
+        _wait_for(found.coded)
         return found
 
     def hand_over(self, tensor: Any) -> Handed:
@@ -87,7 +90,7 @@ class GpuCacheGen(CacheGen):
 
     def decode_device(self, buffers: device.DeviceBuffers) -> Any:
         """The tensor ``[n * L * P, T, H * D]`` of buffers; returns when it is there."""
-        return self._link.from_device(jax.block_until_ready(self.launch_decode(buffers)))
+        return self._link.from_device(_wait_for(self.launch_decode(buffers)))
 
     def launch_decode(self, buffers: device.DeviceBuffers) -> jax.Array:
         """What :meth:`decode_device` returns, as a jax array; returns at once, while the device works."""
@@ -166,7 +169,8 @@ class GpuCacheGen(CacheGen):
 
     def _blocks(self, tensor: Any) -> jax.Array:
         tokens, heads, dim = tensor.shape[-3:]
-        return self._link.to_jax(tensor.detach().contiguous().reshape(-1, tokens, heads * dim))
+        blocks: jax.Array = self._link.to_jax(tensor.detach().contiguous().reshape(-1, tokens, heads * dim))
+        return blocks
 
     def _job(self, layout: KVLayout, tokens: int, chunks: int) -> device.Job:
         key = layout, tokens, chunks
@@ -203,7 +207,9 @@ class GpuCacheGen(CacheGen):
     def _encode(self, kvs: Sequence[KVTensor]) -> list[Buffer]:
         if not self._job(kvs[0].layout, kvs[0].num_tokens, 1).supported:
             return list(self.encode_on_host(kvs))
-        return self.encode_tensors(self._link.tensor(np.stack([kv.data for kv in kvs])))
+        # Ordinary memory: a store may keep payloads for long, and page-locked memory is scarce.
+        tensors = self._link.tensor(np.stack([kv.data for kv in kvs]))
+        return [bytes(payload) for payload in self.encode_tensors(tensors)]
 
     def decode(self, payload: memoryview, layout: KVLayout, num_tokens: int, version: int) -> KVTensor:
         (kv,) = self.decode_many([payload], layout, [num_tokens], version)

@@ -7,6 +7,7 @@ page-locked memory that can be had without waiting for the operating system.
 from __future__ import annotations
 
 import ctypes
+import importlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,7 +29,7 @@ class HostLink:
 
     def __init__(self, index: int = 0) -> None:
         try:
-            import torch
+            torch: Any = importlib.import_module("torch")
         except ImportError:
             torch = None
         if torch is None or not torch.cuda.is_available():
@@ -133,4 +134,4 @@ def _writeable(array: Array) -> Array:
     if array.flags.writeable or not array.size:
         return array
     memory = (ctypes.c_uint8 * array.size).from_address(array.ctypes.data)
-    return np.frombuffer(memory, np.uint8)
+    return np.ctypeslib.as_array(memory)
