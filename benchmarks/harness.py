@@ -26,12 +26,12 @@ MOST_SAMPLES = 100
 LEAST_CALLS = 5
 
 
-def argument_parser(doc: str | None, *, seconds: float, each: str) -> argparse.ArgumentParser:
+def argument_parser(doc: str | None, *, seconds: float | None = None, each: str = "") -> argparse.ArgumentParser:
     """A parser with the options that every benchmark has.
 
     Args:
         doc: the script's docstring.
-        seconds: default of ``--seconds``, the time for ``each`` of something.
+        seconds: default of ``--seconds``, the time for ``each`` of something; without it there is no such option.
         each: what that is.
     """
     text = (doc or "").strip()
@@ -39,7 +39,10 @@ def argument_parser(doc: str | None, *, seconds: float, each: str) -> argparse.A
         description=text.partition("\n")[0], epilog=text, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the results to this file (JSON)")
-    parser.add_argument("--seconds", type=float, default=seconds, help=f"time for each {each}; default: {seconds:g}")
+    if seconds is not None:
+        parser.add_argument(
+            "--seconds", type=float, default=seconds, help=f"time for each {each}; default: {seconds:g}"
+        )
     parser.add_argument("--quick", action="store_true", help="a few seconds, to see that it works; no figures to keep")
     return parser
 

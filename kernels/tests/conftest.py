@@ -8,15 +8,6 @@ from lmcache_kit_kernels import backends_of
 # These compile for every new shape, so tests that draw shapes leave them out.
 COMPILED_PER_SHAPE = {"xla", "pallas", "pallas_interpret"}
 
-# JAX 0.11.2 and later announce the end of Pallas's Triton backend whenever a kernel is lowered for a GPU. Its successor
-# cannot express our kernels yet (no per-lane gather, no vote of a warp), and the package's upper bound on jax keeps us
-# on versions that have it.
-TRITON_IS_WANTED = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
-
-
-def pytest_itemcollected(item):
-    item.add_marker(TRITON_IS_WANTED)
-
 
 def pytest_generate_tests(metafunc):
     """Parametrise ``backend`` over all of the module's backends, ``other`` over all but the reference, and

@@ -21,6 +21,7 @@ __all__ = [
     "HEADER_BYTES",
     "LARGEST_INVERSE",
     "LEAST_INVERSE",
+    "WIDTHS_AT",
     "Directory",
     "Entry",
     "head_size",
@@ -39,6 +40,7 @@ _HEADER = struct.Struct("<4s BBBB HHHH III BBBB 16s")
 _ENTRY = struct.Struct("<BBH III")
 _CRC = struct.Struct("<I")
 HEADER_BYTES = _HEADER.size
+WIDTHS_AT = 28  # of the refinements' bits, the anchors' group and the bytes of offsets and exponents, one byte each
 _MODES = {int(mode): mode for mode in Mode}
 # bfloat16 patterns of 2**-100 and 2**100.
 LEAST_INVERSE, LARGEST_INVERSE = (127 - 100) << 7, (127 + 100) << 7

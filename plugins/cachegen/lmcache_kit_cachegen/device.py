@@ -20,6 +20,7 @@ import numpy as np
 from lmcache_kit_kernels import blocks as kernel
 from lmcache_kit_kernels.blocks import pallas_pipeline as pipeline
 
+from lmcache_kit_cachegen.container import HEADER_BYTES, write_directory
 from lmcache_kit_cachegen.device_directory import CodedDirectory
 from lmcache_kit_cachegen.device_programs import (
     blocks_of_payloads,
@@ -27,6 +28,7 @@ from lmcache_kit_cachegen.device_programs import (
     decoded_blocks,
     encoded_payloads,
 )
+from lmcache_kit_cachegen.device_sections import FixedLayout, fixed_layout
 from lmcache_kit_cachegen.header import Header, Mode
 from lmcache_kit_cachegen.host_link import HostLink
 from lmcache_kit_cachegen.sections import fixed_size
@@ -58,8 +60,8 @@ class Job:
         self.levels = tuple(settings.levels[: header.blocks])
         uniform = header.quantizer == "uniform"
         widths = [(wide, big) for wide in (1, 2) for big in (0, 1)] if uniform else [(0, 0)]
-        self.headers = [replace(header, offset_bytes=wide, exponent_bytes=big) for wide, big in widths]
-        self.variant = 0  # that of the last chunk: the next is expected to be like it
+        self.headers = tuple(replace(header, offset_bytes=wide, exponent_bytes=big) for wide, big in widths)
+        self._variants = {write_directory(own, ())[:-4]: variant for variant, own in enumerate(self.headers)}
         self._directories: dict[int, CodedDirectory] = {}
 
     def directory(self, variant: int) -> CodedDirectory:
@@ -67,6 +69,15 @@ class Job:
         if variant not in self._directories:
             self._directories[variant] = CodedDirectory(self.headers[variant], self.levels)
         return self._directories[variant]
+
+    def variant_of(self, payload: Array) -> int | None:
+        """Which variant a payload's header names, if it is one of these."""
+        return self._variants.get(payload[:HEADER_BYTES].tobytes())
+
+    @cached_property
+    def layout(self) -> FixedLayout:
+        """Of the payloads' fixed parts."""
+        return fixed_layout(self.headers, self.levels)
 
     @cached_property
     def plan(self) -> pipeline.Plan:
@@ -122,61 +133,42 @@ def decode(buffers: DeviceBuffers) -> jax.Array:
 def payloads(blocks: jax.Array, job: Job, link: HostLink) -> list[Array] | None:
     """The payload, in page-locked memory, of each chunk ``[n * B, T, C]`` on the device, for a job that is supported.
 
-    None if a block must be written otherwise than coded, or chunks of the call need numbers of different widths.
+    None if a block must be written otherwise than coded.
     """
-    variant = job.variant
-    while True:  # twice at most: which variant it must be does not depend on the one that was expected
-        header = job.headers[variant]
-        words, facts = encoded_payloads(blocks, job.arrays, job.tables, header, job.levels, job.static)
-        known = np.asarray(facts)
-        found = set(known[:, -1].tolist())
-        if len(found) > 1:
-            return None
-        expected, (variant,) = variant, found
-        if variant == expected:
-            break
-    job.variant = variant
+    words, facts = encoded_payloads(blocks, job.arrays, job.tables, job.layout, job.static)
+    known = np.asarray(facts)
     count = len(job.levels)
     counts, checks, inverses, good = known[:, : 4 * count].reshape(len(known), 4, count).swapaxes(0, 1)
-    directory = job.directory(variant)
+    if not good.all():
+        return None
     data = (2 * counts.astype(np.int64) + 3) // 4 * 4
-    if not good.all() or not directory.fits(data):
-        return None
-    sizes = data.sum(axis=1) + directory.fixed_bytes
-    ends = np.cumsum(sizes)
-    return link.to_host(
-        words,
-        [
-            (directory.write(inverses[chunk], checks[chunk], data[chunk]), int(ends[chunk] - size), int(size))
-            for chunk, size in enumerate(sizes)
-        ],
-    )
+    parts = []
+    start, room = 0, 4 * job.layout.words
+    for chunk, variant in enumerate(known[:, -1].tolist()):
+        directory = job.directory(variant)
+        if not directory.fits(data[chunk]):
+            return None
+        head = directory.write(inverses[chunk], checks[chunk], data[chunk])
+        size = directory.fixed_bytes + int(data[chunk].sum())
+        start += room
+        parts.append((head, start - directory.fixed_bytes, size))
+        start += size - directory.fixed_bytes
+    return link.to_host(words, parts)
 
 
-def read(given: Sequence[Array], job: Job, variant: int, link: HostLink) -> Any:
+def read(given: Sequence[Array], job: Job, link: HostLink) -> Any:
     """Blocks ``[n * B, T, C]`` of payloads; None where the CPU path must read them: because they are not all of this
-    job and variant, or to say what is wrong with them."""
-    directory = job.directory(variant)
-    found = [directory.read(payload) for payload in given]
-    entries = [own for own in found if own is not None]
-    if len(entries) != len(found):
-        return None
-    facts = np.stack([[own["check"], own["inverse"].astype(np.uint32), own["data"]] for own in entries])
+    job, or to say what is wrong with them."""
     room = _room(max(payload.size for payload in given))
     if len(given) * room > _MAX_BYTES:
         return None
-    rows = link.to_device(given, room)
-    values, good = blocks_of_payloads(
-        link.to_jax(rows),
-        facts,
-        job.plan.info,
-        job.plan.scale,
-        job.tables,
-        directory.header,
-        job.levels,
-        len(given),
-    )
-    return values if bool(good) else None
+    with link.to_device(given, room) as rows:  # while they are on their way
+        for payload in given:
+            variant = job.variant_of(payload)
+            if variant is None or not job.directory(variant).describes(payload):
+                return None
+        values, good = blocks_of_payloads(rows.wait(), job.plan.info, job.plan.scale, job.tables, job.layout)
+        return values if bool(np.asarray(good)) else None
 
 
 def launches(chunks: int, size: int, elements: int = MAX_ELEMENTS) -> Iterator[slice]:

@@ -54,19 +54,17 @@ class CodedDirectory:
         head = self.packed_header + entries.tobytes()
         return np.frombuffer(head + zlib.crc32(head).to_bytes(4, "little"), np.uint8)
 
-    def read(self, payload: Array) -> Array | None:
-        """The entries of a payload uint8, a structured array ``[B]``; None if it is not one of these."""
+    def describes(self, payload: Array) -> bool:
+        """Whether a payload uint8 begins with one of these directories, undamaged, and has the size that it says."""
         if payload.size < self.head_bytes:
-            return None
+            return False
         head = payload[: self.head_bytes].tobytes()
         if not head.startswith(self.packed_header) or zlib.crc32(head[:-4]) != int.from_bytes(head[-4:], "little"):
-            return None
+            return False
         entries = np.frombuffer(head[len(self.packed_header) : -4], _ENTRY)
         least, largest = self._inverses
         alike = all(bool((entries[name] == self._entries[name]).all()) for name in ("mode", "levels", "fixed"))
         data, inverses = entries["data"], entries["inverse"]
         right = alike and not bool((data % 4).any()) and bool((data <= self._limit).all())
         right = right and bool(((inverses >= least) & (inverses <= largest)).all())
-        if not right or self.head_bytes + self.fixed_bytes + int(data.sum(dtype=np.int64)) != payload.size:
-            return None
-        return entries
+        return right and self.head_bytes + self.fixed_bytes + int(data.sum(dtype=np.int64)) == payload.size

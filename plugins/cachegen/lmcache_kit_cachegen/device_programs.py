@@ -12,10 +12,9 @@ from lmcache_kit_kernels.blocks import pallas_pipeline as pipeline
 from lmcache_kit_kernels.compaction.pallas_kernel import weigh
 from lmcache_kit_kernels.uniform.arguments import ONE
 
-from lmcache_kit_cachegen.container import head_size
-from lmcache_kit_cachegen.device_sections import fixed_parts, parse_fixed
-from lmcache_kit_cachegen.header import Header, Mode
-from lmcache_kit_cachegen.sections import fixed_size
+from lmcache_kit_cachegen.container import HEADER_BYTES, WIDTHS_AT, head_size
+from lmcache_kit_cachegen.device_sections import FixedLayout, fixed_words, parse_fixed
+from lmcache_kit_cachegen.header import Header
 
 __all__ = ["blocks_of_payloads", "coded_blocks", "decoded_blocks", "encoded_payloads", "interpret"]
 
@@ -25,6 +24,7 @@ Settings = tuple[tuple[str, Any], ...]
 _ARRAYS = ("scales", "centres", "tables", "counts", "states")
 # Launch even short sequences of kernels as one CUDA graph: launching each would take longer than most of them run.
 _GRAPHS = {"xla_gpu_graph_min_graph_size": 1}
+_PIECES = 16
 
 
 def interpret() -> bool:
@@ -61,13 +61,11 @@ def _plan(arrays: dict[str, jax.Array | None], settings: Settings) -> tuple[pipe
     return pipeline.Plan(**fields), firsts
 
 
-@functools.partial(jax.jit, static_argnames=("header", "levels", "settings"), compiler_options=_GRAPHS)
 def encoded_payloads(
     blocks: jax.Array,
     arrays: dict[str, jax.Array | None],
     tables: pipeline.DeviceTables,
-    header: Header,
-    levels: tuple[int, ...],
+    layout: FixedLayout,
     settings: Settings,
 ) -> tuple[jax.Array, jax.Array]:
     """All of the payloads of n chunks that follows their directories, and what goes into those.
@@ -76,39 +74,67 @@ def encoded_payloads(
         blocks: ``[n * B, T, C]``.
         arrays: those of the plan, and ``firsts``.
         tables: of the plan's alphabets.
-        header: of the payloads, with the widths that their numbers are expected to have.
-        levels: of a chunk's blocks.
+        layout: of the payloads' fixed parts.
         settings: the rest of the plan.
 
     Returns:
-        uint16 words: of one chunk after another the fixed parts and the data parts, room behind them; and uint32
-        ``[n, 4 * B + 1]``: the blocks' words, checks, inverses and whether they are to be coded here, and the
-        chunk's variant, which must be that of ``header``.
+        uint16 words: of one chunk after another the fixed parts, at the end of the room that the largest variant
+        needs, and the data parts, room behind them; and uint32 ``[n, 4 * B + 1]`` in page-locked host memory: the
+        blocks' words, checks, inverses and whether they are to be coded here, and the chunk's variant.
     """
+    found: tuple[jax.Array, jax.Array] = _programs()[0](blocks, arrays, tables, layout, settings)
+    return found
+
+
+def _encoded_payloads(
+    blocks: jax.Array,
+    arrays: dict[str, jax.Array | None],
+    tables: pipeline.DeviceTables,
+    layout: FixedLayout,
+    settings: Settings,
+) -> tuple[jax.Array, jax.Array]:
     plan, firsts = _plan(arrays, settings)
-    lead = sum(fixed_size(header, Mode.CODED, level) for level in levels) // 2
+    lead = 2 * layout.words
     coded = pipeline.encode(blocks, plan, tables, firsts, even=True, lead=lead, interpret=interpret())
     parts = {name: getattr(coded, name) for name in _ARRAYS}
     if coded.refinements is not None:
         parts["refinements"] = coded.refinements
-    fixed, checks = fixed_parts(header, levels, parts)
-    chunks, count = checks.shape
+    chunks, count = len(coded.variants), len(layout.levels)
     counts = jnp.sum(coded.counts, axis=1, dtype=jnp.uint32).reshape(chunks, count)
-    good = coded.usable & ~_doubtful(coded, header)
+    used = jnp.sum(counts + (counts & 1), axis=1, dtype=jnp.uint32).astype(jnp.int32)
+    begin = jnp.cumsum(used) - used + lead * jnp.arange(chunks, dtype=jnp.int32)
+    fixed = fixed_words(layout, parts, coded.variants)
+    halves = jax.lax.bitcast_convert_type(fixed, jnp.uint16).reshape(chunks, -1)
+    words = coded.words
+    for chunk in range(chunks):
+        words = jax.lax.dynamic_update_slice(words, halves[chunk], (begin[chunk],))
+    pieces = _pieces(layout, coded.variants, begin + lead)
+    checks = jnp.sum(weigh(words, *pieces, interpret=interpret()), axis=1) + coded.sums
+    good = coded.usable & ~_doubtful(coded, layout.header)
     facts = [
         counts,
-        checks + coded.sums.reshape(chunks, count),
+        checks.reshape(chunks, count),
         coded.inverses.astype(jnp.uint32).reshape(chunks, count),
         good.astype(jnp.uint32).reshape(chunks, count),
         coded.variants.astype(jnp.uint32)[:, None],
     ]
-    words = coded.words
-    used = jnp.sum(counts + (counts & 1), axis=1, dtype=jnp.uint32).astype(jnp.int32)
-    begin = jnp.cumsum(used) - used + lead * jnp.arange(chunks, dtype=jnp.int32)
-    halves = jax.lax.bitcast_convert_type(fixed.reshape(chunks, -1, 2), jnp.uint16)
-    for chunk in range(chunks):
-        words = jax.lax.dynamic_update_slice(words, halves[chunk], (begin[chunk],))
     return words, jnp.concatenate(facts, axis=1)
+
+
+def _pieces(layout: FixedLayout, variants: jax.Array, ends: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The fixed part of each block in pieces, so that several programs weigh it: their counts, starts and first numbers
+    ``[n * B, _PIECES]``; ``ends`` is the uint16 word where each chunk's fixed parts end."""
+    sizes = 2 * layout.sizes
+    starts = np.cumsum(sizes, axis=1) - sizes - sizes.sum(axis=1, keepdims=True)
+    length = -(-sizes // _PIECES)[..., None]
+    firsts = np.minimum(length * np.arange(_PIECES), sizes[..., None])
+    counts = np.minimum(length, sizes[..., None] - firsts)
+    own = [
+        jnp.asarray(array.astype(np.int32))[variants].reshape(-1, _PIECES)
+        for array in (counts, starts[..., None] + firsts, firsts)
+    ]
+    begin = jnp.repeat(ends, len(layout.levels), total_repeat_length=len(own[0]))[:, None]
+    return own[0].astype(jnp.uint32), own[1] + begin, own[2].astype(jnp.uint32)
 
 
 def _doubtful(coded: pipeline.DeviceCoded, header: Header) -> jax.Array:
@@ -124,51 +150,60 @@ def _doubtful(coded: pipeline.DeviceCoded, header: Header) -> jax.Array:
     return doubtful
 
 
-@functools.partial(jax.jit, static_argnames=("header", "levels", "chunks"), compiler_options=_GRAPHS)
 def blocks_of_payloads(
     payloads: jax.Array,
-    facts: jax.Array,
     info: jax.Array,
     scale: jax.Array,
     tables: pipeline.DeviceTables,
-    header: Header,
-    levels: tuple[int, ...],
-    chunks: int,
+    layout: FixedLayout,
 ) -> tuple[jax.Array, jax.Array]:
-    """Blocks of payloads uint8 ``[n, room]``, and whether all is as it must be.
+    """Blocks of payloads uint8 ``[n, room]`` laid out so, and whether all is as it must be, in page-locked host memory.
 
-    ``facts`` is uint32 ``[n, 3, B]``: check, inverse and bytes of the data part of each block.
+    Their directories must have been looked at.
     """
-    blocks = len(levels)
-    head = head_size(header.layout)
-    total = sum(fixed_size(header, Mode.CODED, level) for level in levels)
-    arrays, checks, good = parse_fixed(header, levels, payloads[:, head : head + total])
+    found: tuple[jax.Array, jax.Array] = _programs()[1](payloads, info, scale, tables, layout)
+    return found
+
+
+def _blocks_of_payloads(
+    payloads: jax.Array,
+    info: jax.Array,
+    scale: jax.Array,
+    tables: pipeline.DeviceTables,
+    layout: FixedLayout,
+) -> tuple[jax.Array, jax.Array]:
+    header, chunks, blocks = layout.header, len(payloads), len(layout.levels)
     room = payloads.shape[1] // 2
+    whole = jax.lax.bitcast_convert_type(payloads.reshape(chunks, -1, 4), jnp.uint32)
     words = jax.lax.bitcast_convert_type(payloads.reshape(-1, 2), jnp.uint16)
+    head = head_size(header.layout)
+    variants, inverses, wanted, data = _directories(whole, blocks)
+    arrays, good = parse_fixed(layout, whole[:, head // 4 : head // 4 + layout.words], variants)
 
     # The run of a group ends where the next begins; counts that do not lead there are forged, and count as nothing.
     counts = arrays["counts"].reshape(chunks, blocks, -1)
     most = header.num_tokens * header.fold * header.group
-    data = (facts[:, 2] // 2).astype(jnp.int32)
     used = jnp.sum(jnp.minimum(counts, most).astype(jnp.int32), axis=2)
     right = jnp.all((counts <= most), axis=2) & (used + (used & 1) == data)
     good &= jnp.all(right)
     counts = jnp.where(good, counts, 0)
-    begin = jnp.cumsum(data, axis=1) - data + (head + total) // 2 + jnp.arange(chunks, dtype=jnp.int32)[:, None] * room
+    sizes = jnp.asarray((2 * layout.sizes).astype(np.int32))[variants]
+    ends = head // 2 + jnp.sum(sizes, axis=1) + jnp.arange(chunks, dtype=jnp.int32) * room
+    begin = jnp.cumsum(data, axis=1) - data + ends[:, None]
     own = jnp.cumsum(counts.astype(jnp.int32), axis=2) - counts.astype(jnp.int32)
     starts = (begin[..., None] + own).reshape(chunks * blocks, -1)
     counts = counts.reshape(chunks * blocks, -1)
-
-    sizes = jnp.array([fixed_size(header, Mode.CODED, level) // 2 for level in levels], jnp.uint32)
-    firsts = (sizes[None, :, None] + own.astype(jnp.uint32)).reshape(chunks * blocks, -1)
-    sums = jnp.sum(weigh(words, counts, starts, firsts, interpret=interpret()), axis=1).reshape(chunks, blocks)
+    firsts = (sizes[..., None] + own).astype(jnp.uint32).reshape(chunks * blocks, -1)
+    runs = (counts, starts, firsts)
+    both = [jnp.concatenate(pair, axis=1) for pair in zip(runs, _pieces(layout, variants, ends), strict=True)]
+    sums = jnp.sum(weigh(words, *both, interpret=interpret()), axis=1).reshape(chunks, blocks)
     fill = words.at[jnp.clip(begin + used, 0, words.size - 1)].get(mode="clip")
     good &= jnp.all((used & 1 == 0) | (fill == 0))
-    good &= jnp.all(checks + sums == facts[:, 0])
+    good &= jnp.all(sums == wanted)
 
     coded = pipeline.DeviceCoded(
         arrays["scales"],
-        facts[:, 1].astype(jnp.uint16).reshape(-1),
+        inverses.astype(jnp.uint16).reshape(-1),
         arrays["centres"],
         arrays["tables"],
         arrays.get("refinements"),
@@ -190,5 +225,32 @@ def blocks_of_payloads(
         refine_bits=header.refine_bits,
         fold=header.fold,
     )
-    values, ends = pipeline.decode(coded, plan, tables, header.layout.np_dtype, starts=starts, interpret=interpret())
-    return values, good & ends
+    values, ended = pipeline.decode(coded, plan, tables, header.layout.np_dtype, starts=starts, interpret=interpret())
+    return values, good & ended
+
+
+def _directories(words: jax.Array, blocks: int) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Of payloads in uint32 words ``[n, N]``: the variant int32 ``[n]``, and of each block ``[n, B]`` the inverse, the
+    check, and the uint16 words of its data part, int32."""
+    widths = words[:, WIDTHS_AT // 4]
+    offset_bytes, exponent_bytes = (widths >> 16) & 255, widths >> 24
+    variants = jnp.where(offset_bytes == 2, 2, 0) + jnp.where(exponent_bytes == 1, 1, 0)
+    entries = words[:, HEADER_BYTES // 4 : HEADER_BYTES // 4 + 4 * blocks].reshape(len(words), blocks, 4)
+    return variants, entries[..., 0] >> 16, entries[..., 1], (entries[..., 3] // 2).astype(jnp.int32)
+
+
+@functools.cache
+def _programs() -> tuple[Any, Any]:
+    """The two programs compiled. Their second results are small and go to host memory with the program: fetching them
+    afterwards would take longer than coding a chunk."""
+    device, kind = jax.local_devices()[0], "pinned_host"
+    if kind not in {memory.kind for memory in device.addressable_memories()}:
+        kind = device.default_memory().kind
+    how: dict[str, Any] = {
+        "compiler_options": _GRAPHS,
+        "out_shardings": (None, jax.sharding.SingleDeviceSharding(device, memory_kind=kind)),
+    }
+    return (
+        jax.jit(_encoded_payloads, static_argnames=("layout", "settings"), **how),
+        jax.jit(_blocks_of_payloads, static_argnames=("layout",), **how),
+    )

@@ -51,8 +51,9 @@ class GpuCacheGen(CacheGen):
     def __init__(self, options: CacheGenOptions) -> None:
         super().__init__(options)
         self._link = HostLink(jax.local_devices()[0].local_hardware_id or 0)
+        self._shapes: Recent[tuple[Any, Any], tuple[KVLayout, int, int]] = Recent(_JOBS)
         self._to_write: Recent[tuple[KVLayout, int, int], device.Job] = Recent(_JOBS)
-        self._to_read: Recent[tuple[bytes, bytes, int], tuple[device.Job, int]] = Recent(_JOBS)
+        self._to_read: Recent[tuple[bytes, bytes, int], device.Job] = Recent(_JOBS)
         self.device_name: str = jax.local_devices()[0].device_kind
 
     # --- tensors on the device ---------------------------------------------------------------------------------------
@@ -148,8 +149,8 @@ class GpuCacheGen(CacheGen):
     def _read(self, payloads: Sequence[memoryview], layout: KVLayout, num_tokens: int, version: int) -> Any:
         """What :meth:`decode_tensors` returns; None if the CPU path must read some of them."""
         arrays = [np.frombuffer(payload, np.uint8) for payload in payloads]
-        found = self._job_to_read(arrays, layout, num_tokens, version)
-        values = None if found is None else device.read(arrays, *found, self._link)
+        job = self._job_to_read(arrays, layout, num_tokens, version)
+        values = None if job is None else device.read(arrays, job, self._link)
         if values is None:
             return None
         return self._link.from_device(values).reshape(len(payloads), *layout.shape(num_tokens))
@@ -161,11 +162,15 @@ class GpuCacheGen(CacheGen):
                 f"cachegen takes CUDA tensors [L, P, T, H, D] or [n, L, P, T, H, D] on {self._link.device}, not "
                 f"{list(tensor.shape)} on {tensor.device}"
             )
-        chunks = tensor.shape[0] if tensor.ndim == 6 else 1
-        layers, planes, tokens, heads, dim = tensor.shape[-5:]
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        numpy_dtype(dtype)
-        return KVLayout(layers, heads, dim, dtype, planes), tokens, chunks  # type: ignore[arg-type]  # checked above
+        key = tensor.shape, tensor.dtype
+        found = self._shapes.get(key)
+        if found is None:
+            layers, planes, tokens, heads, dim = tensor.shape[-5:]
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            numpy_dtype(dtype)
+            layout = KVLayout(layers, heads, dim, dtype, planes)  # type: ignore[arg-type]  # checked above
+            found = self._shapes.keep(key, (layout, tokens, tensor.shape[0] if tensor.ndim == 6 else 1))
+        return found
 
     def _blocks(self, tensor: Any) -> jax.Array:
         tokens, heads, dim = tensor.shape[-3:]
@@ -177,10 +182,8 @@ class GpuCacheGen(CacheGen):
         found = self._to_write.get(key)
         return found or self._to_write.keep(key, device.Job(*self.header_and_settings(layout, tokens, chunks)))
 
-    def _job_to_read(
-        self, payloads: Sequence[Array], layout: KVLayout, tokens: int, version: int
-    ) -> tuple[device.Job, int] | None:
-        """The job and variant of payloads that begin like the first; None if the CPU path must read that one."""
+    def _job_to_read(self, payloads: Sequence[Array], layout: KVLayout, tokens: int, version: int) -> device.Job | None:
+        """The job of payloads that are like the first; None if the CPU path must read that one."""
         # The levels of the blocks, in the directory's entries, are part of how a payload is coded.
         levels = payloads[0][HEADER_BYTES + 1 : head_size(layout) - 4 : 16]
         key = payloads[0][:HEADER_BYTES].tobytes(), levels.tobytes(), len(payloads)
@@ -193,8 +196,8 @@ class GpuCacheGen(CacheGen):
             job = device.Job(directory.header, settings)
             if not job.supported:
                 return None
-            found = self._to_read.keep(key, (job, job.headers.index(directory.header)))
-        header = found[0].headers[0]
+            found = self._to_read.keep(key, job)
+        header = found.headers[0]
         matches = version == self.version and (header.layout, header.num_tokens) == (layout, tokens)
         return found if matches else None
 

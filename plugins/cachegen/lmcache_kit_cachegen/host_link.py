@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import ctypes
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,8 @@ from lmcache_kit.kv.layout import numpy_dtype
 __all__ = ["HostLink"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
+
+_KEPT_BYTES = 256 << 20  # of memory on the device for payloads, kept for the next ones
 
 
 class HostLink:
@@ -39,6 +43,8 @@ class HostLink:
             )
         self._torch = torch
         self.device = torch.device("cuda", index)
+        self._kept: list[_Rows] = []
+        self._lock = Lock()
 
     def holds(self, tensor: Any) -> bool:
         """Whether a tensor is on this GPU."""
@@ -63,7 +69,7 @@ class HostLink:
             payloads: of each a head on the host, and first byte and number of bytes of what follows it in ``words``.
         """
         torch = self._torch
-        device = torch.from_dlpack(words).view(torch.uint8)
+        device = torch.as_tensor(_Memory(words, (2 * words.size,), "|u1"), device=self.device)
         results = []
         for head, first, size in payloads:
             host = torch.empty(head.size + size, dtype=torch.uint8, pin_memory=True)
@@ -73,19 +79,36 @@ class HostLink:
         self._settle()
         return results
 
-    def to_device(self, payloads: Sequence[Array], room: int) -> Any:
-        """Payloads (uint8) as rows of a torch tensor uint8 ``[n, room]`` on the device, anything behind them."""
+    @contextmanager
+    def to_device(self, payloads: Sequence[Array], room: int) -> Iterator[_Rows]:
+        """Payloads (uint8) as rows uint8 ``[n, room]`` on the device, anything behind them, on their way there. What
+        reads the rows must be done at the end of the context."""
         torch = self._torch
-        staged = torch.empty((len(payloads), room), dtype=torch.uint8, pin_memory=True)
-        device = torch.empty((len(payloads), room), dtype=torch.uint8, device=self.device)
-        for row, target, payload in zip(staged, device, payloads, strict=True):
+        rows = self._take(len(payloads), room)
+        for target, payload in zip(rows.tensor, payloads, strict=True):
             source = torch.from_numpy(_writeable(payload))
             if not source.is_pinned():
                 # PyTorch's copy uses several threads, without which it would be slower than the link; the next payload
                 # is staged while this one is on its way.
-                source = row[: payload.size].copy_(source)
+                source = torch.empty(payload.size, dtype=torch.uint8, pin_memory=True).copy_(source)
             target[: payload.size].copy_(source, non_blocking=True)
-        return device
+        yield rows
+        rows.wait()
+        self._keep(rows)
+
+    def _take(self, count: int, room: int) -> _Rows:
+        with self._lock:
+            for place, rows in enumerate(self._kept):
+                if rows.tensor.shape == (count, room):
+                    return self._kept.pop(place)
+        tensor = self._torch.empty((count, room), dtype=self._torch.uint8, device=self.device)
+        return _Rows(tensor, self.to_jax(tensor), self._settle)
+
+    def _keep(self, rows: _Rows) -> None:
+        with self._lock:
+            self._kept.append(rows)
+            while sum(kept.tensor.nbytes for kept in self._kept) > _KEPT_BYTES:
+                self._kept.pop(0)
 
     def tensor(self, array: Array) -> Any:
         """A torch tensor on the device with the values of ``array``, of bfloat16, float16 or float32."""
@@ -97,8 +120,9 @@ class HostLink:
         return host.to(self.device, non_blocking=True).view(dtype)
 
     def from_device(self, array: Any) -> Any:
-        """A jax array as a torch tensor, without a copy."""
-        return self._torch.from_dlpack(array)
+        """A jax array of bfloat16, float16 or float32 that is there as a torch tensor, without a copy."""
+        bits = _Memory(array, array.shape, f"<i{array.dtype.itemsize}")
+        return self._torch.as_tensor(bits, device=self.device).view(getattr(self._torch, array.dtype.name))
 
     def stack(self, tensors: Sequence[Any]) -> Any:
         """Tensors of one shape as one, along a new first axis."""
@@ -127,6 +151,28 @@ class _Settled:
 
     def __dlpack_device__(self) -> Any:
         return self._tensor.__dlpack_device__()
+
+
+class _Memory:
+    """Memory of a jax array that is there, for PyTorch to share: by DLPack a new array takes several times as long."""
+
+    def __init__(self, array: Any, shape: tuple[int, ...], typestr: str) -> None:
+        array.block_until_ready()
+        self._array = array
+        place = (array.unsafe_buffer_pointer(), False)
+        self.__cuda_array_interface__ = {"shape": shape, "typestr": typestr, "data": place, "version": 2}
+
+
+class _Rows:
+    """Memory on the device, as PyTorch writes it and as jax reads it."""
+
+    def __init__(self, tensor: Any, array: Any, settle: Callable[[], None]) -> None:
+        self.tensor, self._array, self._settle = tensor, array, settle
+
+    def wait(self) -> Any:
+        """The jax array, with all that PyTorch was to write there."""
+        self._settle()
+        return self._array
 
 
 def _writeable(array: Array) -> Array:
