@@ -79,7 +79,7 @@ def measure(report: Report, shape: str, options: CacheGenOptions, seed: int) -> 
 
 
 def main() -> None:
-    parser = argument_parser(__doc__, seconds=0.0, each="nothing: no time is measured")
+    parser = argument_parser(__doc__)
     parser.add_argument("--shape", action="append", metavar="L,P,T,H,D", help=f"default: {' and '.join(SHAPES)}")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()

@@ -61,6 +61,7 @@ class Job:
         uniform = header.quantizer == "uniform"
         widths = [(wide, big) for wide in (1, 2) for big in (0, 1)] if uniform else [(0, 0)]
         self.headers = tuple(replace(header, offset_bytes=wide, exponent_bytes=big) for wide, big in widths)
+        self.expected = 0  # bytes of the next launch's payloads
         self._variants = {write_directory(own, ())[:-4]: variant for variant, own in enumerate(self.headers)}
         self._directories: dict[int, CodedDirectory] = {}
 
@@ -131,11 +132,14 @@ def decode(buffers: DeviceBuffers) -> jax.Array:
 
 
 def payloads(blocks: jax.Array, job: Job, link: HostLink) -> list[Array] | None:
-    """The payload, in page-locked memory, of each chunk ``[n * B, T, C]`` on the device, for a job that is supported.
+    """The payload of each chunk ``[n * B, T, C]`` on the device, for a job that is supported; they share page-locked
+    memory.
 
     None if a block must be written otherwise than coded.
     """
     words, facts = encoded_payloads(blocks, job.arrays, job.tables, job.layout, job.static)
+    # A copy of as many bytes as the last launch made begins when they are there, before it is known how many they are.
+    fetched = link.to_host(words, job.expected)
     known = np.asarray(facts)
     count = len(job.levels)
     counts, checks, inverses, good = known[:, : 4 * count].reshape(len(known), 4, count).swapaxes(0, 1)
@@ -143,22 +147,27 @@ def payloads(blocks: jax.Array, job: Job, link: HostLink) -> list[Array] | None:
         return None
     data = (2 * counts.astype(np.int64) + 3) // 4 * 4
     parts = []
-    start, room = 0, 4 * job.layout.words
+    end = 0
     for chunk, variant in enumerate(known[:, -1].tolist()):
         directory = job.directory(variant)
         if not directory.fits(data[chunk]):
             return None
         head = directory.write(inverses[chunk], checks[chunk], data[chunk])
-        size = directory.fixed_bytes + int(data[chunk].sum())
-        start += room
-        parts.append((head, start - directory.fixed_bytes, size))
-        start += size - directory.fixed_bytes
-    return link.to_host(words, parts)
+        begin = end + 4 * job.layout.words - directory.fixed_bytes
+        end += directory.head_bytes + 4 * job.layout.words + int(data[chunk].sum())
+        parts.append((head, begin, end))
+    job.expected = _room(end)
+    host = fetched.wait(end)
+    for head, begin, _ in parts:
+        host[begin : begin + head.size] = head
+    return [host[begin:end] for _, begin, end in parts]
 
 
 def read(given: Sequence[Array], job: Job, link: HostLink) -> Any:
-    """Blocks ``[n * B, T, C]`` of payloads; None where the CPU path must read them: because they are not all of this
-    job, or to say what is wrong with them."""
+    """Blocks ``[n * B, T, C]`` of payloads, as a PyTorch tensor.
+
+    None where the CPU path must read them: because they are not all of this job, or to say what is wrong with them.
+    """
     room = _room(max(payload.size for payload in given))
     if len(given) * room > _MAX_BYTES:
         return None
@@ -168,7 +177,8 @@ def read(given: Sequence[Array], job: Job, link: HostLink) -> Any:
             if variant is None or not job.directory(variant).describes(payload):
                 return None
         values, good = blocks_of_payloads(rows.wait(), job.plan.info, job.plan.scale, job.tables, job.layout)
-        return values if bool(np.asarray(good)) else None
+        tensor = link.from_device(values)  # while the device works
+        return tensor if bool(np.asarray(good)) else None
 
 
 def launches(chunks: int, size: int, elements: int = MAX_ELEMENTS) -> Iterator[slice]:

@@ -78,9 +78,10 @@ def encoded_payloads(
         settings: the rest of the plan.
 
     Returns:
-        uint16 words: of one chunk after another the fixed parts, at the end of the room that the largest variant
-        needs, and the data parts, room behind them; and uint32 ``[n, 4 * B + 1]`` in page-locked host memory: the
-        blocks' words, checks, inverses and whether they are to be coded here, and the chunk's variant.
+        uint16 words: of one chunk after another room for the directory, the fixed parts, at the end of the room that
+        the largest variant needs, and the data parts; there is room behind them all. And uint32 ``[n, 4 * B + 1]``
+        in page-locked host memory: the blocks' words, checks, inverses and whether they are to be coded here, and the
+        chunk's variant.
     """
     found: tuple[jax.Array, jax.Array] = _programs()[0](blocks, arrays, tables, layout, settings)
     return found
@@ -94,7 +95,7 @@ def _encoded_payloads(
     settings: Settings,
 ) -> tuple[jax.Array, jax.Array]:
     plan, firsts = _plan(arrays, settings)
-    lead = 2 * layout.words
+    lead = head_size(layout.header.layout) // 2 + 2 * layout.words
     coded = pipeline.encode(blocks, plan, tables, firsts, even=True, lead=lead, interpret=interpret())
     parts = {name: getattr(coded, name) for name in _ARRAYS}
     if coded.refinements is not None:
@@ -107,7 +108,7 @@ def _encoded_payloads(
     halves = jax.lax.bitcast_convert_type(fixed, jnp.uint16).reshape(chunks, -1)
     words = coded.words
     for chunk in range(chunks):
-        words = jax.lax.dynamic_update_slice(words, halves[chunk], (begin[chunk],))
+        words = jax.lax.dynamic_update_slice(words, halves[chunk], (begin[chunk] + lead - 2 * layout.words,))
     pieces = _pieces(layout, coded.variants, begin + lead)
     checks = jnp.sum(weigh(words, *pieces, interpret=interpret()), axis=1) + coded.sums
     good = coded.usable & ~_doubtful(coded, layout.header)

@@ -105,16 +105,15 @@ class GpuCacheGen(CacheGen):
     def encode_tensors(self, tensors: Any) -> list[Buffer]:
         """Payloads of chunks ``[n, L, P, T, H, D]`` on the device; n that is a power of two up to 64 is one launch.
 
-        They are in page-locked host memory, which PyTorch gives in powers of two: copy what is to be kept for long.
+        Those of a launch share page-locked host memory, of which PyTorch gives powers of two: copy what is to be kept.
         """
         layout, tokens, chunks = self._shape(tensors)
-        tensors = tensors.detach().reshape(chunks, *layout.shape(tokens))
         size = math.prod(layout.shape(tokens))
-        return [
-            payload
-            for some in device.launches(chunks, size)
-            for payload in self._encode_tensors(tensors[some], layout, tokens)
-        ]
+        tensors = tensors.detach() if tensors.ndim == 6 else tensors.detach()[None]
+        launches = list(device.launches(chunks, size))
+        if len(launches) == 1:
+            return self._encode_tensors(tensors, layout, tokens)
+        return [payload for some in launches for payload in self._encode_tensors(tensors[some], layout, tokens)]
 
     def _encode_tensors(self, tensors: Any, layout: KVLayout, tokens: int) -> list[Buffer]:
         """Those of one launch."""
@@ -150,10 +149,8 @@ class GpuCacheGen(CacheGen):
         """What :meth:`decode_tensors` returns; None if the CPU path must read some of them."""
         arrays = [np.frombuffer(payload, np.uint8) for payload in payloads]
         job = self._job_to_read(arrays, layout, num_tokens, version)
-        values = None if job is None else device.read(arrays, job, self._link)
-        if values is None:
-            return None
-        return self._link.from_device(values).reshape(len(payloads), *layout.shape(num_tokens))
+        tensor = None if job is None else device.read(arrays, job, self._link)
+        return None if tensor is None else tensor.view(len(payloads), *layout.shape(num_tokens))
 
     def _shape(self, tensor: Any) -> tuple[KVLayout, int, int]:
         """Layout, tokens and chunks of a tensor ``[(n,) L, P, T, H, D]``."""
@@ -174,7 +171,7 @@ class GpuCacheGen(CacheGen):
 
     def _blocks(self, tensor: Any) -> jax.Array:
         tokens, heads, dim = tensor.shape[-3:]
-        blocks: jax.Array = self._link.to_jax(tensor.detach().contiguous().reshape(-1, tokens, heads * dim))
+        blocks: jax.Array = self._link.to_jax(tensor.detach().contiguous().view(-1, tokens, heads * dim))
         return blocks
 
     def _job(self, layout: KVLayout, tokens: int, chunks: int) -> device.Job:

@@ -18,7 +18,7 @@ import numpy as np
 from lmcache_kit.errors import UnavailableError
 from lmcache_kit.kv.layout import numpy_dtype
 
-__all__ = ["HostLink"]
+__all__ = ["HostLink", "ToHost"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -61,23 +61,10 @@ class HostLink:
         self._settle()
         return jax.dlpack.from_dlpack(_Settled(tensor))
 
-    def to_host(self, words: Any, payloads: Sequence[tuple[Array, int, int]]) -> list[Array]:
-        """Payloads, uint8 in page-locked memory; all copies are under way together.
-
-        Args:
-            words: jax array of uint16.
-            payloads: of each a head on the host, and first byte and number of bytes of what follows it in ``words``.
-        """
-        torch = self._torch
-        device = torch.as_tensor(_Memory(words, (2 * words.size,), "|u1"), device=self.device)
-        results = []
-        for head, first, size in payloads:
-            host = torch.empty(head.size + size, dtype=torch.uint8, pin_memory=True)
-            host[head.size :].copy_(device[first : first + size], non_blocking=True)
-            results.append(host.numpy())
-            results[-1][: head.size] = head
-        self._settle()
-        return results
+    def to_host(self, words: Any, size: int) -> ToHost:
+        """The first ``size`` bytes of a jax array of uint16, on their way to page-locked memory; the array need not be
+        there yet."""
+        return ToHost(self._torch, self._torch.from_dlpack(words).view(self._torch.uint8), size, self._settle)
 
     @contextmanager
     def to_device(self, payloads: Sequence[Array], room: int) -> Iterator[_Rows]:
@@ -120,9 +107,8 @@ class HostLink:
         return host.to(self.device, non_blocking=True).view(dtype)
 
     def from_device(self, array: Any) -> Any:
-        """A jax array of bfloat16, float16 or float32 that is there as a torch tensor, without a copy."""
-        bits = _Memory(array, array.shape, f"<i{array.dtype.itemsize}")
-        return self._torch.as_tensor(bits, device=self.device).view(getattr(self._torch, array.dtype.name))
+        """A jax array as a torch tensor, without a copy; what PyTorch does with it waits for it on the device."""
+        return self._torch.from_dlpack(array)
 
     def stack(self, tensors: Sequence[Any]) -> Any:
         """Tensors of one shape as one, along a new first axis."""
@@ -153,14 +139,26 @@ class _Settled:
         return self._tensor.__dlpack_device__()
 
 
-class _Memory:
-    """Memory of a jax array that is there, for PyTorch to share: by DLPack a new array takes several times as long."""
+class ToHost:
+    """Bytes on their way to page-locked memory; see :meth:`HostLink.to_host`."""
 
-    def __init__(self, array: Any, shape: tuple[int, ...], typestr: str) -> None:
-        array.block_until_ready()
-        self._array = array
-        place = (array.unsafe_buffer_pointer(), False)
-        self.__cuda_array_interface__ = {"shape": shape, "typestr": typestr, "data": place, "version": 2}
+    def __init__(self, torch: Any, source: Any, size: int, settle: Callable[[], None]) -> None:
+        self._torch, self._source, self._settle = torch, source, settle
+        self._host = self._started(min(size, source.numel()))
+
+    def _started(self, size: int) -> Any:
+        host = self._torch.empty(size, dtype=self._torch.uint8, pin_memory=True)
+        if size:
+            host.copy_(self._source[:size], non_blocking=True)
+        return host
+
+    def wait(self, size: int) -> Array:
+        """The first ``size`` bytes, uint8, when they are there; those not on their way yet take a copy of their own."""
+        if size > self._host.numel():
+            self._host = self._started(size)
+        self._settle()
+        host: Array = self._host.numpy()
+        return host[:size]
 
 
 class _Rows:
