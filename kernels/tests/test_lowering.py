@@ -82,7 +82,7 @@ CASES = [(options, *rest) for options in (LMCACHE, REFINED) for rest in SHAPES]
 def test_whole_blocks(options, dtype, channels, fold):
     settings = Settings(**options, fold=fold)
     plan, alphabets = pallas_pipeline.plan_for(settings, TOKENS)
-    tables = pallas_pipeline.device_tables(settings.tables, alphabets)
+    tables = pallas_pipeline.kernel_tables(settings.tables, alphabets)
     values = shape(dtype, BLOCKS, TOKENS, channels)
     names, coded = lowered(lambda x: pallas_pipeline.encode(x, plan, tables), values)
     before = ["channel_sums", "residual_maxima"] if settings.quantizer == "uniform" else ["token_maxima"]

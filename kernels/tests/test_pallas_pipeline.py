@@ -57,7 +57,7 @@ def coded(request, interpret):
     """A case, its plan and tables, what the pipeline made of it, and what the reference did."""
     x, options, firsts, variants = CASES[request.param]
     plan, alphabets = pipeline.plan_for(options, TOKENS)
-    tables = pipeline.device_tables(options.tables, alphabets)
+    tables = pipeline.kernel_tables(options.tables, alphabets)
     found = pipeline.encode(jnp.asarray(x), plan, tables, firsts, even=True, interpret=interpret)
     return options, (plan, tables), found, blocks.encode(x, options), (firsts, variants)
 

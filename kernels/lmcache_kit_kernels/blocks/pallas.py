@@ -30,7 +30,7 @@ def encode(blocks: Array, settings: Settings, *, interpret: bool = False) -> Cod
     if not pipeline.supported(settings):
         return xla.encode(blocks, settings)
     plan, alphabets = pipeline.plan_for(settings, blocks.shape[1])
-    tables = pipeline.device_tables(settings.tables, alphabets)
+    tables = pipeline.kernel_tables(settings.tables, alphabets)
     coded = pipeline.encode(jnp.asarray(blocks), plan, tables, interpret=interpret)
     scales, counts = np.asarray(coded.scales), np.asarray(coded.counts)
     return Coded(
@@ -65,7 +65,7 @@ def decode(coded: Coded, settings: Settings, dtype: np.dtype[Any], *, interpret:
         coded.usable,
         np.zeros(1, np.int32),
     )
-    tables = pipeline.device_tables(settings.tables, alphabets)
+    tables = pipeline.kernel_tables(settings.tables, alphabets)
     on_device = pipeline.DeviceCoded(*jax.device_put(arrays))
     blocks, good = pipeline.decode(on_device, plan, tables, dtype, interpret=interpret)
     if not good:

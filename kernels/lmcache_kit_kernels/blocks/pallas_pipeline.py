@@ -28,7 +28,7 @@ from lmcache_kit_kernels.tables import NUM_TABLES, UNIT_GAIN, TableSet, decoding
 from lmcache_kit_kernels.uniform import xla as uniform
 from lmcache_kit_kernels.uniform.arguments import MAX_EXPONENT, ONE
 
-__all__ = ["DeviceCoded", "DeviceTables", "Plan", "decode", "device_tables", "encode", "plan_for", "supported"]
+__all__ = ["DeviceCoded", "KernelTables", "Plan", "decode", "encode", "kernel_tables", "plan_for", "supported"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -38,36 +38,38 @@ class DeviceCoded(NamedTuple):
 
     ``words`` holds the runs one after another, with zeros between blocks where they are to be even. ``sums`` uint32
     ``[B]`` is what each block's words add to its check. ``variants`` int32 ``[n]`` says of each chunk how wide its
-    numbers are: 2 if an offset needs more than 8 bits, and 1 more if an exponent is not zero.
+    numbers are: 2 if an offset needs more than 8 bits, and 1 more if an exponent is not zero. :func:`decode` looks at
+    neither, nor at ``inverses`` of quantizer lmcache; whoever keeps the rest may leave them out.
     """
 
     scales: jax.Array
-    inverses: jax.Array
+    inverses: Any
     centres: jax.Array
     tables: jax.Array
     refinements: jax.Array | None
     states: jax.Array
     counts: jax.Array
     words: jax.Array
-    sums: jax.Array
+    sums: Any
     usable: jax.Array
-    variants: jax.Array
+    variants: Any
 
 
-class DeviceTables(NamedTuple):
-    """The table sets of some alphabets as the kernels read them."""
+class KernelTables(NamedTuple):
+    """The table sets of some alphabets as the kernels read them: arrays on the host or the device."""
 
-    thresholds: jax.Array
-    cover: jax.Array
-    entries: jax.Array
-    reciprocals: jax.Array
-    gains: jax.Array
-    slots: jax.Array
+    thresholds: Any
+    cover: Any
+    entries: Any
+    reciprocals: Any
+    gains: Any
+    slots: Any
 
 
 class Plan(NamedTuple):
     """What :func:`encode` and :func:`decode` need of :class:`Settings`: arrays, on the host or the device, and what a
-    program is made for."""
+    program is made for. A program may hold ``info``, ``scale`` and the tables as constants, but not the other arrays:
+    compilers do other arithmetic with numbers that they know."""
 
     info: Any  # int32 [B, 4]: levels, alphabet, 0, 1
     scale: Any  # float32 [B, 2]: 1 / middle in two parts
@@ -85,8 +87,8 @@ def supported(settings: Settings) -> bool:
     return not settings.anchor_group and settings.fold <= CONFIG.max_fold and settings.group == GROUP_LANES
 
 
-def device_tables(tables: Mapping[int, TableSet], alphabets: tuple[int, ...]) -> DeviceTables:
-    """Tables of these alphabets, in this order, on the default device."""
+def kernel_tables(tables: Mapping[int, TableSet], alphabets: tuple[int, ...]) -> KernelTables:
+    """Tables of these alphabets, in this order, on the host."""
     count = len(alphabets)
     thresholds = np.zeros((count, NUM_TABLES), np.int32)
     cover = np.zeros((count, SYMBOLS), np.int32)
@@ -103,8 +105,7 @@ def device_tables(tables: Mapping[int, TableSet], alphabets: tuple[int, ...]) ->
         gains[place] = table_set.gains / np.float32(UNIT_GAIN)
         slots[place] = decoding_table(table_set) & 127
     reciprocals = np.uint32(0xFFFFFFFF) // (entries & np.uint32(1023))
-    flat = (entries.reshape(-1), reciprocals.reshape(-1), gains, slots.reshape(-1))
-    return DeviceTables(*(jnp.asarray(array) for array in (thresholds, cover, *flat)))
+    return KernelTables(thresholds, cover, entries.reshape(-1), reciprocals.reshape(-1), gains, slots.reshape(-1))
 
 
 def plan_for(settings: Settings, tokens: int) -> tuple[Plan, tuple[int, ...]]:
@@ -164,7 +165,7 @@ def _encode(
     log_variances: jax.Array | None,
     share: jax.Array,
     firsts: jax.Array,
-    tables: DeviceTables,
+    tables: KernelTables,
     *,
     uniform_quantizer: bool,
     refined: int,
@@ -174,7 +175,7 @@ def _encode(
     lead: int,
     interpret: bool,
 ) -> DeviceCoded:
-    count, _, channels = blocks.shape
+    count = len(blocks)
     zero = (ratio >> 30).astype(jnp.uint32)
     refinements = None
     if uniform_quantizer:
@@ -201,8 +202,8 @@ def _encode(
         middle = jnp.broadcast_to(info[:, :1] // 2, scales.shape)
         row = jnp.where(usable[:, None], exact_ratio(middle, scales.astype(jnp.float32), unroll=True), 0)
         inverses = jnp.zeros((count,), jnp.uint16)
-        inverse, offsets = jnp.zeros((count,), jnp.float32), jnp.zeros((count, channels), jnp.float32)
-    info = info.at[:, 3].set(usable.astype(jnp.int32))
+        inverse = offsets = row  # not looked at: any array that is there already
+    info = jnp.concatenate([info[:, :3], usable[:, None].astype(jnp.int32)], axis=1)
     states, counts, centres, chosen, scratch = encode_kernel(
         blocks,
         row,
@@ -221,8 +222,9 @@ def _encode(
         variants = 2 * wide + (scales != 0).reshape(chunks, -1).any(axis=1)
     starts, own, fills = run_starts(counts, even=even)
     # Each chunk's words come after the room left in front of it and of those before it.
-    starts += lead * (1 + jnp.arange(count) // firsts.shape[1])[:, None]
-    weights = firsts[jnp.minimum(variants, len(firsts) - 1)].reshape(-1, 1) + own.astype(jnp.uint32)
+    starts += lead * (1 + np.arange(count, dtype=np.int32) // firsts.shape[1])[:, None]
+    firsts = jnp.tile(firsts, (chunks, 1)) if len(firsts) == 1 else firsts[jnp.minimum(variants, len(firsts) - 1)]
+    weights = firsts.reshape(-1, 1) + own.astype(jnp.uint32)
     words, sums = compact(scratch, counts, starts, weights, fills, lead * chunks, interpret=interpret)
     kept = offsets.astype(jnp.int16) if uniform_quantizer else centres
     return DeviceCoded(
@@ -243,7 +245,7 @@ def _encode(
 def encode(
     blocks: jax.Array,
     plan: Plan,
-    tables: DeviceTables,
+    tables: KernelTables,
     firsts: Array | jax.Array | None = None,
     *,
     even: bool = False,
@@ -286,7 +288,7 @@ def _decode(
     starts: jax.Array | None,
     info: jax.Array,
     scale: jax.Array,
-    tables: DeviceTables,
+    tables: KernelTables,
     *,
     dtype: Any,
     uniform_quantizer: bool,
@@ -332,7 +334,7 @@ def _decode(
 def decode(
     coded: DeviceCoded,
     plan: Plan,
-    tables: DeviceTables,
+    tables: KernelTables,
     dtype: Any,
     *,
     starts: jax.Array | None = None,

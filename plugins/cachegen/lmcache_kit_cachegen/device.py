@@ -23,15 +23,16 @@ from lmcache_kit_kernels.blocks import pallas_pipeline as pipeline
 from lmcache_kit_cachegen.container import HEADER_BYTES, write_directory
 from lmcache_kit_cachegen.device_directory import CodedDirectory
 from lmcache_kit_cachegen.device_programs import (
+    Constants,
+    Numbers,
     blocks_of_payloads,
     coded_blocks,
     decoded_blocks,
     encoded_payloads,
 )
-from lmcache_kit_cachegen.device_sections import FixedLayout, fixed_layout
-from lmcache_kit_cachegen.header import Header, Mode
+from lmcache_kit_cachegen.device_sections import FixedLayout
+from lmcache_kit_cachegen.header import Header
 from lmcache_kit_cachegen.host_link import HostLink
-from lmcache_kit_cachegen.sections import fixed_size
 
 __all__ = ["MAX_ELEMENTS", "DeviceBuffers", "Job", "decode", "encode", "launches", "payloads", "read"]
 
@@ -42,11 +43,9 @@ MAX_ELEMENTS = 1 << 30
 _MAX_BYTES = (1 << 31) - 1  # of the payloads of a launch, for the same reason
 _MAX_CHUNKS = 64  # of a launch: a program names each of them
 
-_PLAN_ARRAYS = ("info", "scale", "ratio", "log_variances", "share")
-
 
 class Job:
-    """How chunks of one shape are coded: plan and tables on the device, directories on the host.
+    """How chunks of one shape are coded: what programs are compiled for, and directories.
 
     Args:
         header: of the chunks, but for the widths of their numbers.
@@ -78,35 +77,20 @@ class Job:
     @cached_property
     def layout(self) -> FixedLayout:
         """Of the payloads' fixed parts."""
-        return fixed_layout(self.headers, self.levels)
+        return FixedLayout(self.headers, self.levels)
 
     @cached_property
-    def plan(self) -> pipeline.Plan:
-        """With its arrays on the device."""
-        plan, _ = pipeline.plan_for(self.settings, self.headers[0].num_tokens)
-        arrays = {name: getattr(plan, name) for name in _PLAN_ARRAYS if getattr(plan, name) is not None}
-        on_device: dict[str, Any] = {name: jnp.asarray(array) for name, array in arrays.items()}
-        return plan._replace(**on_device)
+    def constants(self) -> Constants:
+        """What the job's programs are compiled for."""
+        plan, alphabets = pipeline.plan_for(self.settings, self.headers[0].num_tokens)
+        return Constants(plan, pipeline.kernel_tables(self.settings.tables, alphabets), self.layout)
 
     @cached_property
-    def arrays(self) -> dict[str, Any]:
-        """What programs need of the plan on the device, and the words of each block's fixed part."""
-        return {**{name: getattr(self.plan, name) for name in _PLAN_ARRAYS}, "firsts": self.firsts}
-
-    @cached_property
-    def static(self) -> tuple[tuple[str, Any], ...]:
-        """What programs are made for."""
-        return tuple((name, getattr(self.plan, name)) for name in self.plan._fields if name not in _PLAN_ARRAYS)
-
-    @cached_property
-    def tables(self) -> pipeline.DeviceTables:
-        return pipeline.device_tables(self.settings.tables, tuple(sorted(set(self.levels))))
-
-    @cached_property
-    def firsts(self) -> jax.Array:
-        """Words of each block's fixed part, uint32 ``[V, B]``."""
-        rows = [[fixed_size(header, Mode.CODED, level) // 2 for level in self.levels] for header in self.headers]
-        return jnp.asarray(np.array(rows, np.uint32))
+    def numbers(self) -> Numbers:
+        """What they are handed besides."""
+        plan = self.constants.plan
+        logs = None if plan.log_variances is None else jnp.asarray(plan.log_variances)
+        return jnp.asarray(plan.ratio), logs, jnp.asarray(plan.share)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -119,15 +103,12 @@ class DeviceBuffers:
 
 def encode(blocks: jax.Array, job: Job) -> DeviceBuffers:
     """Chunks ``[n * B, T, C]`` on the device as buffers there, for a job that is supported. Does not wait."""
-    return DeviceBuffers(coded_blocks(blocks, job.arrays, job.tables, job.static), job)
+    return DeviceBuffers(coded_blocks(blocks, job.numbers, job.constants), job)
 
 
 def decode(buffers: DeviceBuffers) -> jax.Array:
     """Blocks on the device from buffers there. Does not wait."""
-    job = buffers.job
-    values: jax.Array = decoded_blocks(
-        buffers.coded, job.arrays, job.tables, job.headers[0].layout.np_dtype, job.static
-    )
+    values: jax.Array = decoded_blocks(buffers.coded, buffers.job.constants)
     return values
 
 
@@ -137,7 +118,7 @@ def payloads(blocks: jax.Array, job: Job, link: HostLink) -> list[Array] | None:
 
     None if a block must be written otherwise than coded.
     """
-    words, facts = encoded_payloads(blocks, job.arrays, job.tables, job.layout, job.static)
+    words, facts = encoded_payloads(blocks, job.numbers, job.constants)
     # A copy of as many bytes as the last launch made begins when they are there, before it is known how many they are.
     fetched = link.to_host(words, job.expected)
     known = np.asarray(facts)
@@ -176,7 +157,7 @@ def read(given: Sequence[Array], job: Job, link: HostLink) -> Any:
             variant = job.variant_of(payload)
             if variant is None or not job.directory(variant).describes(payload):
                 return None
-        values, good = blocks_of_payloads(rows.wait(), job.plan.info, job.plan.scale, job.tables, job.layout)
+        values, good = blocks_of_payloads(rows.wait(), job.constants)
         tensor = link.from_device(values)  # while the device works
         return tensor if bool(np.asarray(good)) else None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -16,15 +17,41 @@ from lmcache_kit_cachegen.container import HEADER_BYTES, WIDTHS_AT, head_size
 from lmcache_kit_cachegen.device_sections import FixedLayout, fixed_words, parse_fixed
 from lmcache_kit_cachegen.header import Header
 
-__all__ = ["blocks_of_payloads", "coded_blocks", "decoded_blocks", "encoded_payloads", "interpret"]
+__all__ = ["Constants", "Numbers", "blocks_of_payloads", "coded_blocks", "decoded_blocks", "encoded_payloads"]
 
-Settings = tuple[tuple[str, Any], ...]
-"""The fields of a plan that are no arrays."""
+Array = np.ndarray[Any, np.dtype[Any]]
 
 _ARRAYS = ("scales", "centres", "tables", "counts", "states")
-# Launch even short sequences of kernels as one CUDA graph: launching each would take longer than most of them run.
-_GRAPHS = {"xla_gpu_graph_min_graph_size": 1}
+_OPTIONS: dict[str, Any] = {}
 _PIECES = 16
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Constants:
+    """What programs are compiled for: every array that is handed over instead takes time in every call.
+
+    Attributes:
+        plan: with arrays on the host, of which programs hold ``info`` and ``scale``.
+        tables: of the plan's alphabets.
+        layout: of the payloads' fixed parts.
+    """
+
+    plan: pipeline.Plan
+    tables: pipeline.KernelTables
+    layout: FixedLayout
+
+    @property
+    def firsts(self) -> Array:
+        """uint16 words of each block's fixed part, uint32 ``[V, B]``."""
+        return (2 * self.layout.sizes).astype(np.uint32)
+
+    def with_numbers(self, numbers: Numbers) -> pipeline.Plan:
+        """The plan with what must not be constant."""
+        return self.plan._replace(ratio=numbers[0], log_variances=numbers[1], share=numbers[2])
+
+
+Numbers = tuple[jax.Array, jax.Array | None, jax.Array]
+"""Ratio, log variances and share of a plan, on the device."""
 
 
 def interpret() -> bool:
@@ -32,50 +59,30 @@ def interpret() -> bool:
     return jax.default_backend() != "gpu"
 
 
-@functools.partial(jax.jit, static_argnames=("settings",), compiler_options=_GRAPHS)
-def coded_blocks(
-    blocks: jax.Array, arrays: dict[str, jax.Array | None], tables: pipeline.DeviceTables, settings: Settings
-) -> pipeline.DeviceCoded:
-    """Blocks ``[n * B, T, C]`` coded on the device; the other arguments as in :func:`encoded_payloads`."""
-    plan, firsts = _plan(arrays, settings)
-    return pipeline.encode(blocks, plan, tables, firsts, even=True, interpret=interpret())
+@functools.partial(jax.jit, static_argnames="constants")
+def coded_blocks(blocks: jax.Array, numbers: Numbers, constants: Constants) -> pipeline.DeviceCoded:
+    """Blocks ``[n * B, T, C]`` coded on the device, without what only payloads need."""
+    plan = constants.with_numbers(numbers)
+    coded = pipeline.encode(blocks, plan, constants.tables, even=True, interpret=interpret())
+    inverses = coded.inverses if plan.uniform else None
+    return coded._replace(inverses=inverses, sums=None, variants=None)
 
 
-@functools.partial(jax.jit, static_argnames=("dtype", "settings"), compiler_options=_GRAPHS)
-def decoded_blocks(
-    coded: pipeline.DeviceCoded,
-    arrays: dict[str, jax.Array | None],
-    tables: pipeline.DeviceTables,
-    dtype: Any,
-    settings: Settings,
-) -> jax.Array:
+@functools.partial(jax.jit, static_argnames="constants")
+def decoded_blocks(coded: pipeline.DeviceCoded, constants: Constants) -> jax.Array:
     """What :func:`coded_blocks` was given, as far as the method keeps it."""
-    plan, _ = _plan(arrays, settings)
-    values, _ = pipeline.decode(coded, plan, tables, dtype, even=True, interpret=interpret())
+    dtype = constants.layout.header.layout.np_dtype
+    values, _ = pipeline.decode(coded, constants.plan, constants.tables, dtype, even=True, interpret=interpret())
     return values
 
 
-def _plan(arrays: dict[str, jax.Array | None], settings: Settings) -> tuple[pipeline.Plan, Any]:
-    fields: dict[str, Any] = {**arrays, **dict(settings)}
-    firsts = fields.pop("firsts")
-    return pipeline.Plan(**fields), firsts
-
-
-def encoded_payloads(
-    blocks: jax.Array,
-    arrays: dict[str, jax.Array | None],
-    tables: pipeline.DeviceTables,
-    layout: FixedLayout,
-    settings: Settings,
-) -> tuple[jax.Array, jax.Array]:
+def encoded_payloads(blocks: jax.Array, numbers: Numbers, constants: Constants) -> tuple[jax.Array, jax.Array]:
     """All of the payloads of n chunks that follows their directories, and what goes into those.
 
     Args:
         blocks: ``[n * B, T, C]``.
-        arrays: those of the plan, and ``firsts``.
-        tables: of the plan's alphabets.
-        layout: of the payloads' fixed parts.
-        settings: the rest of the plan.
+        numbers: of the plan.
+        constants: what the program is for.
 
     Returns:
         uint16 words: of one chunk after another room for the directory, the fixed parts, at the end of the room that
@@ -83,20 +90,16 @@ def encoded_payloads(
         in page-locked host memory: the blocks' words, checks, inverses and whether they are to be coded here, and the
         chunk's variant.
     """
-    found: tuple[jax.Array, jax.Array] = _programs()[0](blocks, arrays, tables, layout, settings)
+    found: tuple[jax.Array, jax.Array] = _programs()[0](blocks, numbers, constants)
     return found
 
 
-def _encoded_payloads(
-    blocks: jax.Array,
-    arrays: dict[str, jax.Array | None],
-    tables: pipeline.DeviceTables,
-    layout: FixedLayout,
-    settings: Settings,
-) -> tuple[jax.Array, jax.Array]:
-    plan, firsts = _plan(arrays, settings)
+def _encoded_payloads(blocks: jax.Array, numbers: Numbers, constants: Constants) -> tuple[jax.Array, jax.Array]:
+    plan, layout = constants.with_numbers(numbers), constants.layout
     lead = head_size(layout.header.layout) // 2 + 2 * layout.words
-    coded = pipeline.encode(blocks, plan, tables, firsts, even=True, lead=lead, interpret=interpret())
+    coded = pipeline.encode(
+        blocks, plan, constants.tables, constants.firsts, even=True, lead=lead, interpret=interpret()
+    )
     parts = {name: getattr(coded, name) for name in _ARRAYS}
     if coded.refinements is not None:
         parts["refinements"] = coded.refinements
@@ -142,7 +145,7 @@ def _doubtful(coded: pipeline.DeviceCoded, header: Header) -> jax.Array:
     """bool ``[B]``: blocks that may be all zeros, or come back infinite in float16: the CPU path looks closer."""
     if header.quantizer == "lmcache":
         return jnp.all(coded.scales == 0, axis=1)
-    doubtful = (coded.inverses == ONE) & jnp.all(coded.centres == 0, axis=1)
+    doubtful: jax.Array = (coded.inverses == ONE) & jnp.all(coded.centres == 0, axis=1)
     if header.layout.dtype == "float16":
         inverse = jax.lax.bitcast_convert_type(coded.inverses.astype(jnp.uint32) << 16, jnp.float32)
         offsets = jnp.max(jnp.abs(coded.centres.astype(jnp.float32)), axis=1)
@@ -151,28 +154,17 @@ def _doubtful(coded: pipeline.DeviceCoded, header: Header) -> jax.Array:
     return doubtful
 
 
-def blocks_of_payloads(
-    payloads: jax.Array,
-    info: jax.Array,
-    scale: jax.Array,
-    tables: pipeline.DeviceTables,
-    layout: FixedLayout,
-) -> tuple[jax.Array, jax.Array]:
-    """Blocks of payloads uint8 ``[n, room]`` laid out so, and whether all is as it must be, in page-locked host memory.
+def blocks_of_payloads(payloads: jax.Array, constants: Constants) -> tuple[jax.Array, jax.Array]:
+    """Blocks of payloads uint8 ``[n, room]``, and whether all is as it must be, in page-locked host memory.
 
     Their directories must have been looked at.
     """
-    found: tuple[jax.Array, jax.Array] = _programs()[1](payloads, info, scale, tables, layout)
+    found: tuple[jax.Array, jax.Array] = _programs()[1](payloads, constants)
     return found
 
 
-def _blocks_of_payloads(
-    payloads: jax.Array,
-    info: jax.Array,
-    scale: jax.Array,
-    tables: pipeline.DeviceTables,
-    layout: FixedLayout,
-) -> tuple[jax.Array, jax.Array]:
+def _blocks_of_payloads(payloads: jax.Array, constants: Constants) -> tuple[jax.Array, jax.Array]:
+    layout, plan = constants.layout, constants.plan
     header, chunks, blocks = layout.header, len(payloads), len(layout.levels)
     room = payloads.shape[1] // 2
     whole = jax.lax.bitcast_convert_type(payloads.reshape(chunks, -1, 4), jnp.uint32)
@@ -215,18 +207,9 @@ def _blocks_of_payloads(
         good,
         good,
     )
-    plan = pipeline.Plan(
-        info=info,
-        scale=scale,
-        ratio=np.int32(0),
-        log_variances=None,
-        share=np.float32(0),
-        uniform=header.quantizer == "uniform",
-        refined=header.refined_tokens,
-        refine_bits=header.refine_bits,
-        fold=header.fold,
+    values, ended = pipeline.decode(
+        coded, plan, constants.tables, header.layout.np_dtype, starts=starts, interpret=interpret()
     )
-    values, ended = pipeline.decode(coded, plan, tables, header.layout.np_dtype, starts=starts, interpret=interpret())
     return values, good & ended
 
 
@@ -248,10 +231,10 @@ def _programs() -> tuple[Any, Any]:
     if kind not in {memory.kind for memory in device.addressable_memories()}:
         kind = device.default_memory().kind
     how: dict[str, Any] = {
-        "compiler_options": _GRAPHS,
+        "compiler_options": _OPTIONS,
         "out_shardings": (None, jax.sharding.SingleDeviceSharding(device, memory_kind=kind)),
     }
     return (
-        jax.jit(_encoded_payloads, static_argnames=("layout", "settings"), **how),
-        jax.jit(_blocks_of_payloads, static_argnames=("layout",), **how),
+        jax.jit(_encoded_payloads, static_argnames="constants", **how),
+        jax.jit(_blocks_of_payloads, static_argnames="constants", **how),
     )

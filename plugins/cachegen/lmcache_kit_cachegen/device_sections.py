@@ -7,7 +7,6 @@ a chunk's fixed parts consist of; reading gathers them back. One program serves 
 
 from __future__ import annotations
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +17,7 @@ from lmcache_kit_kernels.packing import packed_size
 from lmcache_kit_cachegen.header import Header, Mode, padded
 from lmcache_kit_cachegen.sections import MAX_EXPONENT, TABLE_BITS, fixed_size, sections_of, symbol_bits
 
-__all__ = ["FixedLayout", "fixed_layout", "fixed_words", "parse_fixed"]
+__all__ = ["FixedLayout", "fixed_words", "parse_fixed"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -34,7 +33,7 @@ class _Form(NamedTuple):
 
 
 class FixedLayout:
-    """Which words the fixed parts of a chunk consist of; :func:`fixed_layout` keeps them, as programs are made for one.
+    """Which words the fixed parts of a chunk consist of.
 
     Args:
         headers: of the V variants.
@@ -77,12 +76,6 @@ class FixedLayout:
                     to_read[variant, block, within] = there
                     place += form.words
         self.to_read = to_read.reshape(len(headers), -1)
-
-
-@functools.lru_cache(maxsize=128)
-def fixed_layout(headers: tuple[Header, ...], levels: tuple[int, ...]) -> FixedLayout:
-    """The layout of chunks with a header for each variant, and the levels of their blocks."""
-    return FixedLayout(headers, levels)
 
 
 def _forms(header: Header, levels: int) -> list[_Form]:

@@ -13,7 +13,7 @@ from lmcache_kit.contracts.storage import Buffer
 from lmcache_kit.errors import InvalidRequestError
 from lmcache_kit.kv.layout import KVLayout, KVTensor, numpy_dtype
 from lmcache_kit_cachegen import device
-from lmcache_kit_cachegen.container import HEADER_BYTES, head_size
+from lmcache_kit_cachegen.container import HEADER_BYTES, WIDTHS_AT, head_size
 from lmcache_kit_cachegen.host_link import HostLink
 from lmcache_kit_cachegen.method import CacheGen
 from lmcache_kit_cachegen.options import CacheGenOptions
@@ -183,7 +183,9 @@ class GpuCacheGen(CacheGen):
         """The job of payloads that are like the first; None if the CPU path must read that one."""
         # The levels of the blocks, in the directory's entries, are part of how a payload is coded.
         levels = payloads[0][HEADER_BYTES + 1 : head_size(layout) - 4 : 16]
-        key = payloads[0][:HEADER_BYTES].tobytes(), levels.tobytes(), len(payloads)
+        header_bytes = payloads[0][:HEADER_BYTES].tobytes()
+        # How wide numbers are differs from chunk to chunk, and a job is for all of that.
+        key = header_bytes[: WIDTHS_AT + 2] + header_bytes[WIDTHS_AT + 4 :], levels.tobytes(), len(payloads)
         found = self._to_read.get(key)
         if found is None:
             _, directory = self.open(payloads[0].data, layout, tokens, version)
