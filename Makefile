@@ -9,7 +9,7 @@ OUT := out
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo install test lint typecheck check bench clean
+.PHONY: demo install test test-gpu lint typecheck check bench clean
 
 demo: $(INSTALLED)  ## install everything, run the quickstart, print its table
 	$(BIN)/lmcache-kit run scenarios/quickstart.yaml --output-dir $(OUT)/quickstart
@@ -28,6 +28,11 @@ $(INSTALLED): requirements-dev.txt pyproject.toml kernels/pyproject.toml $(wildc
 test: $(INSTALLED)  ## every test that needs no GPU
 	$(BIN)/python -m pytest --numprocesses 2 kernels plugins/cachegen $(PYTEST_ARGS)
 	$(BIN)/python -m pytest tests plugins --ignore plugins/cachegen $(PYTEST_ARGS)
+
+# Compiling for a GPU takes some ten seconds a program.
+test-gpu: $(INSTALLED)  ## the kernels compiled for the GPU at hand, and cachegen on it
+	$(BIN)/python -m pytest kernels/tests -k "pallas and not interpret and not lower" --timeout 600 $(PYTEST_ARGS)
+	$(BIN)/python -m pytest plugins/cachegen/tests/test_gpu.py --timeout 600 $(PYTEST_ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
