@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from lmcache_kit.client import ControllerClient, InstanceClient
+    from lmcache_kit.clock import Clock
 
 __all__ = ["EventSink", "InstanceHandle", "Workload", "WorkloadContext", "WorkloadResult"]
 
@@ -52,6 +53,7 @@ class WorkloadContext:
         name: the name its result must have.
         controller: client of the fleet's controller.
         instances: by instance id, in the scenario's order.
+        clock: the run's clock; what a workload measures is a difference of its readings.
         rng: the only source of randomness; seeded from the scenario.
         base_dir: folder that relative paths of the scenario start from.
         earlier: results of the workloads that ran before, by name.
@@ -63,6 +65,7 @@ class WorkloadContext:
     name: str
     controller: ControllerClient
     instances: Mapping[str, InstanceHandle]
+    clock: Clock
     rng: random.Random
     base_dir: Path
     earlier: Mapping[str, WorkloadResult]

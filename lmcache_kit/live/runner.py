@@ -123,6 +123,7 @@ class Run:
             name=name,
             controller=fleet.controller,
             instances=fleet.instances,
+            clock=self._clock,
             rng=random.Random(f"{self._scenario.seed}/{name}"),  # noqa: S311  (reproducible, not secret)
             base_dir=Path(self._scenario.base_dir or "."),
             earlier=self._results,

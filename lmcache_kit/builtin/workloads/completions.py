@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -65,11 +64,11 @@ class CompletionsWorkload(Workload):
         prompts = self._prompts(context)
         instances = len({prompt.instance for prompt in prompts})
         context.progress(f"{format_count(len(prompts), 'completions')} on {format_count(instances, 'instances')}")
-        begin = time.perf_counter()
+        begin = context.clock.now()
         requests = await run_limited(
             enumerate(prompts), lambda item: self._one(context, *item), self._options.concurrency
         )
-        seconds = time.perf_counter() - begin
+        seconds = context.clock.now() - begin
         entries = [request.served for request in requests]
         values = _values(requests, seconds)
         if self._options.compare_to is not None:
@@ -100,9 +99,9 @@ class CompletionsWorkload(Workload):
             text, ttft, seconds = completion.text, completion.ttft_seconds, completion.seconds
             raw = completion.raw
         else:
-            begin = time.perf_counter()
+            begin = context.clock.now()
             raw = await client.complete(prompt.text, **more)
-            seconds = time.perf_counter() - begin
+            seconds = context.clock.now() - begin
             text = raw["choices"][0]["text"]
         request = _Request(
             Served(prompt, prompt.instance, text, ttft, []), seconds, raw.get("usage", {}), raw.get("lmcache_kit", {})

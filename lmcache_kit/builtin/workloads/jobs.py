@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -53,16 +52,16 @@ class JobWorkload(Workload):
         before = await held_bytes(context, instances=concerned, location=options.location)
         latencies: list[float] = []
         states: list[dict[str, Any]] = []
-        start = time.perf_counter()
+        start = context.clock.now()
         for position, entry in enumerate(chosen):
-            begin = time.perf_counter()
+            begin = context.clock.now()
             state = await self._one(context, entry)
-            latencies.append(time.perf_counter() - begin)
+            latencies.append(context.clock.now() - begin)
             states.append(state)
             context.emit(
                 self._operation, position=position, instance=entry.instance_id, seconds=latencies[-1], job=state
             )
-        seconds = time.perf_counter() - start
+        seconds = context.clock.now() - start
         # Chunks that an earlier prompt shares were done with it, and a job counts those that it finds done.
         chunk_size = int((await context.instances[concerned[0]].client.health()).get("chunk_size", 256))
         tokens = min(distinct_tokens(prompts, chunk_size), sum(state["tokens_done"] for state in states))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
 from lmcache_kit.builtin.workloads.holdings import held_bytes
@@ -40,9 +39,9 @@ class PinWorkload(Workload):
         before = await held_bytes(context)
         latencies: list[float] = []
         tokens = 0
-        start = time.perf_counter()
+        start = context.clock.now()
         for position, entry in enumerate(entries):
-            begin = time.perf_counter()
+            begin = context.clock.now()
             if self._release:
                 answer = await context.controller.unpin(
                     entry.instance_id, options.location, entry.tokens, owner=options.owner
@@ -51,10 +50,10 @@ class PinWorkload(Workload):
                 answer = await context.controller.pin(
                     entry.instance_id, options.location, entry.tokens, owner=options.owner, ttl=options.ttl_seconds
                 )
-            latencies.append(time.perf_counter() - begin)
+            latencies.append(context.clock.now() - begin)
             tokens += int(answer["num_tokens"])
             context.emit(kind, position=position, instance=entry.instance_id, tokens=answer["num_tokens"])
-        seconds = time.perf_counter() - start
+        seconds = context.clock.now() - start
         values = measured(
             counts={"calls": len(entries)},
             tokens=tokens,
@@ -87,14 +86,14 @@ class ClearWorkload(Workload):
         before = await held_bytes(context)
         latencies: list[float] = []
         tokens = 0
-        start = time.perf_counter()
+        start = context.clock.now()
         for name in names:
-            begin = time.perf_counter()
+            begin = context.clock.now()
             answer = await context.controller.clear(name, location)
-            latencies.append(time.perf_counter() - begin)
+            latencies.append(context.clock.now() - begin)
             tokens += int(answer["num_tokens"])
             context.emit(self.kind, instance=name, location=location, tokens=answer["num_tokens"])
-        seconds = time.perf_counter() - start
+        seconds = context.clock.now() - start
         values = measured(
             counts={"calls": len(names)},
             tokens=tokens,

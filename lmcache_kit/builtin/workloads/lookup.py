@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -42,20 +41,20 @@ class LookupWorkload(Workload):
         entries = served(context, self._options.of)
         tokenizing = []
         for entry in entries:
-            begin = time.perf_counter()
+            begin = context.clock.now()
             await tokens_of(context, entry)
-            tokenizing.append(time.perf_counter() - begin)
+            tokenizing.append(context.clock.now() - begin)
         await self._settle(context, entries)
         context.progress(format_count(len(entries), "lookups"))
         before = await held_bytes(context)
         latencies: list[float] = []
         held: Counter[str] = Counter()
         hits = complete = 0
-        start = time.perf_counter()
+        start = context.clock.now()
         for position, entry in enumerate(entries):
-            begin = time.perf_counter()
+            begin = context.clock.now()
             answer = await context.controller.lookup(entry.tokens)
-            latencies.append(time.perf_counter() - begin)
+            latencies.append(context.clock.now() - begin)
             found = prefix_held(answer, entry.instance_id)
             hits += found
             complete += found >= len(entry.tokens)
@@ -70,7 +69,7 @@ class LookupWorkload(Workload):
                 layout_info=best,
                 seconds=latencies[-1],
             )
-        seconds = time.perf_counter() - start
+        seconds = context.clock.now() - start
         tokens = sum(len(entry.tokens) for entry in entries)
         values = measured(
             counts={
@@ -94,8 +93,8 @@ class LookupWorkload(Workload):
 
     async def _settle(self, context: WorkloadContext, entries: Sequence[Served]) -> None:
         """Instances report what they stored a moment later, so wait until the controller knows the last prompt."""
-        deadline = time.monotonic() + self._options.settle_seconds
-        while entries and time.monotonic() < deadline:
+        deadline = context.clock.now() + self._options.settle_seconds
+        while entries and context.clock.now() < deadline:
             last = entries[-1]
             if prefix_held(await context.controller.lookup(last.tokens), last.instance_id) >= len(last.tokens):
                 return

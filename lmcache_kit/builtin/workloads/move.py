@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -45,19 +44,19 @@ class MoveWorkload(Workload):
         latencies: list[float] = []
         states: list[dict[str, Any]] = []
         asked = verified = 0
-        start = time.perf_counter()
+        start = context.clock.now()
         for entry in entries:
             tokens = await tokens_of(context, entry)
-            begin = time.perf_counter()
+            begin = context.clock.now()
             answer = await context.controller.move(old, new, tokens, copy=options.copy)
             state = await finished(context, answer, options.timeout_seconds, f"{verb} from {' '.join(old)}")
-            latencies.append(time.perf_counter() - begin)
+            latencies.append(context.clock.now() - begin)
             states.append(state)
             arrived = await self._arrived(context, tokens, int(answer["num_tokens"]))
             asked += len(tokens)
             verified += arrived
             context.emit(verb, tokens=len(tokens), arrived=arrived, seconds=latencies[-1], job=state)
-        seconds = time.perf_counter() - start
+        seconds = context.clock.now() - start
         values = measured(
             counts={"jobs": len(states), "verified": verified},
             tokens=sum(state["tokens_done"] for state in states),
@@ -88,14 +87,14 @@ class MoveWorkload(Workload):
     async def _arrived(self, context: WorkloadContext, tokens: Sequence[int], moved: int) -> bool:
         """Whether the target holds the prefix in the controller's eyes, and after a move the source does not."""
         source, target = self._options.source, self._options.target
-        deadline = time.monotonic() + SETTLE_SECONDS
+        deadline = context.clock.now() + SETTLE_SECONDS
         while True:
             holders = (await context.controller.lookup(tokens)).get("holders", {})
             there = int(holders.get(target.instance, {}).get(target.location, 0))
             here = int(holders.get(source.instance, {}).get(source.location, 0))
             if moved > 0 and there >= moved and (self._options.copy or here == 0):
                 return True
-            if time.monotonic() > deadline:
+            if context.clock.now() > deadline:
                 return False
             await asyncio.sleep(0.02)
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from lmcache_kit.client import Completion
+from lmcache_kit.clock import WallClock
 from lmcache_kit.contracts.workload import InstanceHandle, WorkloadContext, WorkloadResult
 from lmcache_kit.errors import UnavailableError
 
@@ -200,6 +201,7 @@ class Fleet:
                 )
                 for key, client in self.clients.items()
             },
+            clock=WallClock(),
             rng=random.Random(1),
             base_dir=self.folder,
             earlier=self.results,
