@@ -178,8 +178,9 @@ def _check_names(scenario: Scenario) -> None:
 def _fields(value: Any) -> Any:
     """A model object as plain data without the fields that are None; mappings that users fill stay as they are."""
     if isinstance(value, msgspec.Struct):
-        fields = msgspec.structs.asdict(value)
-        return {key: _fields(below) for key, below in fields.items() if below is not None}
+        # Encoded names: a key of YAML may be a word that Python keeps for itself.
+        fields = zip(value.__struct_encode_fields__, msgspec.structs.astuple(value), strict=True)
+        return {key: _fields(below) for key, below in fields if below is not None}
     if isinstance(value, list | tuple):
         return [_fields(below) for below in value]
     return value

@@ -15,12 +15,16 @@ from msgspec import Meta
 __all__ = [
     "ControllerSpec",
     "EngineSpec",
+    "FaultSpec",
+    "FullTierSpec",
     "InstanceDefaults",
     "InstanceSpec",
     "LauncherSpec",
     "LinkSpec",
+    "PartitionSpec",
     "PlacementSpec",
     "Scenario",
+    "SlowLinkSpec",
     "TierSpec",
     "TransportSpec",
     "WorkloadSpec",
@@ -127,6 +131,44 @@ class LinkSpec(_Strict, kw_only=True, frozen=True):
     latency: str | float | None = None
 
 
+class SlowLinkSpec(_Strict, kw_only=True, frozen=True):
+    """What becomes of the link between two instances, both ways; what is left out stays as it is."""
+
+    between: tuple[str, str]
+    bandwidth: str | None = None
+    latency: str | float | None = None
+
+
+class PartitionSpec(_Strict, kw_only=True, frozen=True):
+    """Two instances, or an instance and ``controller``, that do not reach each other."""
+
+    between: tuple[str, str]
+
+
+class FullTierSpec(_Strict, kw_only=True, frozen=True):
+    """A tier of an instance that takes nothing new; reads go on."""
+
+    instance: str
+    location: str
+
+
+class FaultSpec(_Strict, kw_only=True, frozen=True):
+    """One fault: exactly one of ``kill``, ``restart``, ``slow_link``, ``partition`` and ``full_tier``.
+
+    ``at`` counts from the moment when the whole fleet is ready, or from the start of the workload named by ``after``.
+    ``for`` is how long it lasts, for the last three; left out, to the end of the run.
+    """
+
+    at: str | float
+    after: str | None = None
+    kill: str | None = None
+    restart: str | None = None
+    slow_link: SlowLinkSpec | None = None
+    partition: PartitionSpec | None = None
+    full_tier: FullTierSpec | None = None
+    duration: str | float | None = msgspec.field(name="for", default=None)
+
+
 class WorkloadSpec(_Strict, kw_only=True, frozen=True):
     """One workload. In YAML its options stand beside ``name`` and ``kind``."""
 
@@ -152,6 +194,7 @@ class Scenario(_Strict, kw_only=True, frozen=True):
     instance_defaults: InstanceDefaults = msgspec.field(default_factory=InstanceDefaults)
     instances: Annotated[list[InstanceSpec], Meta(min_length=1)]
     links: list[LinkSpec] = []
+    faults: list[FaultSpec] = []
     workloads: Annotated[list[WorkloadSpec], Meta(min_length=1)]
     expect: dict[str, Scalar] = {}
     reporters: list[str] = msgspec.field(default_factory=lambda: ["html"])
