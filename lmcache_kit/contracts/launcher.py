@@ -1,4 +1,8 @@
-"""Launchers: where the processes of a wall-clock run live."""
+"""Launchers: where the processes of a wall-clock run live.
+
+Capabilities: ``faults``: a process can be killed during a run and started again with the same specification, in the
+same place, as a scenario's faults want it.
+"""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from lmcache_kit.scenario.expectations import Outcome, evaluate, parse_expectati
 from lmcache_kit.scenario.loader import dump_scenario, load_scenario, parse_scenario, scenario_to_data
 from lmcache_kit.scenario.model import InstanceSpec, Scenario
 from lmcache_kit.scenario.schema import scenario_schema
-from lmcache_kit.scenario.validate import validate
+from lmcache_kit.scenario.validate import fault_plan, validate
 
 __all__ = [
     "InstanceSpec",
@@ -13,6 +13,7 @@ __all__ = [
     "Scenario",
     "dump_scenario",
     "evaluate",
+    "fault_plan",
     "find_scenario",
     "load_scenario",
     "parse_expectations",

@@ -21,12 +21,14 @@ from lmcache_kit.contracts.records import (
 )
 from lmcache_kit.contracts.workload import Workload
 from lmcache_kit.errors import ConfigError, LMCacheKitError, UnknownNameError
+from lmcache_kit.faults.schedule import FaultPlan
 from lmcache_kit.kv.hashing import HASH_ALGORITHMS, HashSpec
 from lmcache_kit.plugins import PluginRegistry
+from lmcache_kit.scenario.fault_plan import make_fault_plan
 from lmcache_kit.scenario.model import InstanceSpec, Scenario, TierSpec
 from lmcache_kit.units import parse_bandwidth, parse_duration, parse_size
 
-__all__ = ["location_of", "make_workloads", "plugins_used", "validate"]
+__all__ = ["fault_plan", "location_of", "make_workloads", "plugins_used", "validate"]
 
 
 def validate(scenario: Scenario, plugins: PluginRegistry) -> list[Workload]:
@@ -40,7 +42,14 @@ def validate(scenario: Scenario, plugins: PluginRegistry) -> list[Workload]:
     for instance in scenario.instances:
         _check_instance(instance, plugins, f"instances.{instance.id}")
     _check_links(scenario)
+    fault_plan(scenario, plugins)
     return make_workloads(scenario, plugins)
+
+
+def fault_plan(scenario: Scenario, plugins: PluginRegistry) -> FaultPlan:
+    """The scenario's faults as either clock carries them out. Raises ConfigError with the path of what is wrong."""
+    locations = {each.id: [location_of(tier, plugins) for tier in each.tiers] for each in scenario.instances}
+    return make_fault_plan(scenario, plugins, locations)
 
 
 def location_of(tier: TierSpec, plugins: PluginRegistry) -> str:

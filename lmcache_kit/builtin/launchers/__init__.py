@@ -15,5 +15,10 @@ def _local(options: Options) -> Launcher:
 
 
 RECORDS: tuple[Plugin, ...] = (
-    LauncherPlugin(name="local", summary="processes on this machine, which end with the runner", factory=_local),
+    LauncherPlugin(
+        name="local",
+        summary="processes on this machine, which end with the runner",
+        factory=_local,
+        capabilities=frozenset({"faults"}),
+    ),
 )
