@@ -27,9 +27,7 @@ def make_fault_plan(scenario: Scenario, plugins: PluginRegistry, locations: Mapp
     """
     workloads = [workload.name for workload in scenario.workloads]
     if scenario.faults and CONTROLLER in locations:
-        raise ConfigError(
-            f"faults: an instance called {CONTROLLER!r} and the controller have one name", hint="rename it"
-        )
+        raise ConfigError(f"faults: {CONTROLLER!r} could be the instance of that name", hint="rename the instance")
     faults = []
     for position, spec in enumerate(scenario.faults):
         try:
