@@ -10,6 +10,7 @@ from lmcache_kit.builtin.workloads.options import (
     MoveOptions,
     PinOptions,
 )
+from lmcache_kit.builtin.workloads.traffic_options import TrafficOptions
 from lmcache_kit.contracts.records import Options, Plugin, WorkloadPlugin
 from lmcache_kit.contracts.workload import Workload
 
@@ -72,6 +73,13 @@ def _clear(options: Options) -> Workload:
     return ClearWorkload(options)
 
 
+def _traffic(options: Options) -> Workload:
+    from lmcache_kit.builtin.workloads.traffic import TrafficWorkload
+
+    assert isinstance(options, TrafficOptions)
+    return TrafficWorkload(options)
+
+
 RECORDS: tuple[Plugin, ...] = (
     WorkloadPlugin(
         name="completions",
@@ -97,4 +105,11 @@ RECORDS: tuple[Plugin, ...] = (
     WorkloadPlugin(name="pin", summary="keep completed prompts from eviction", options=PinOptions, factory=_pin),
     WorkloadPlugin(name="unpin", summary="release pinned prompts", options=PinOptions, factory=_unpin),
     WorkloadPlugin(name="clear", summary="drop everything unpinned from a tier", options=ClearOptions, factory=_clear),
+    WorkloadPlugin(
+        name="traffic",
+        summary="play a trace or made-up requests as they arrive, routed and queued",
+        options=TrafficOptions,
+        factory=_traffic,
+        clocks=frozenset({"wall", "virtual"}),
+    ),
 )
