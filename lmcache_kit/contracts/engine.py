@@ -11,12 +11,13 @@ Capabilities:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 from lmcache_kit.kv.layout import KVLayout, KVTensor
 
-__all__ = ["Engine", "EngineInfo", "EngineSequence", "SamplingParams"]
+__all__ = ["DeclaresCosts", "Engine", "EngineInfo", "EngineSequence", "SamplingParams"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,3 +107,12 @@ class Engine(ABC):
 
     def close(self) -> None:  # noqa: B027  (optional to override, not abstract)
         """Free the model."""
+
+
+@runtime_checkable
+class DeclaresCosts(Protocol):
+    """An engine that knows what its steps cost, so that it can be simulated without calibration."""
+
+    def step_costs(self) -> Mapping[str, Any]:
+        """Figures in seconds under the names of docs/reference/simulator.md (``prefill_token``, ``decode_base``...)."""
+        ...

@@ -17,7 +17,7 @@ from lmcache_kit.errors import BlobError, InvalidRequestError
 from lmcache_kit.kv.keys import ChunkKey
 from lmcache_kit.kv.layout import DTYPES, KVLayout
 
-__all__ = ["BLOB_VERSION", "MAGIC", "Blob", "BlobHeader", "pack_blob", "peek_header", "unpack_blob"]
+__all__ = ["BLOB_VERSION", "MAGIC", "Blob", "BlobHeader", "blob_size", "pack_blob", "peek_header", "unpack_blob"]
 
 MAGIC = b"LKVB"
 BLOB_VERSION = 1
@@ -62,6 +62,11 @@ class Blob:
 
     header: BlobHeader
     payload: memoryview
+
+
+def blob_size(codec: str, name: str, payload_bytes: int) -> int:
+    """Bytes of a blob with a payload of so many, of a key called ``name``; both names are ASCII."""
+    return _FIXED.size + len(codec) + len(name) + _CRC.size + payload_bytes
 
 
 def pack_blob(header: BlobHeader, payload: Any) -> bytes:

@@ -98,8 +98,19 @@ class ChunkHasher:
         return [key for _, _, key in self.chunks(tokens)]
 
     def chunks(self, tokens: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-        """``(start, stop, hash)`` of each chunk; ``stop`` is exclusive."""
+        """``(start, stop, hash)`` of each chunk; ``stop`` is exclusive.
+
+        Tokens that are known by their blocks name their chunks themselves, with a method ``chunks(chunk_size,
+        partial=...)``, so that a simulation never makes a token.
+        """
         size, total = self.spec.chunk_size, len(tokens)
+        named = getattr(tokens, "chunks", None)
+        if named is not None:
+            start = 0
+            for stop, identity in named(size, partial=self.spec.save_unfull_chunk):
+                yield start, stop, identity
+                start = stop
+            return
         last = total if self.spec.save_unfull_chunk else total - total % size
         parent = self.spec.none_hash
         for start in range(0, last, size):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -107,6 +107,10 @@ class SyntheticEngine(Engine):
         if prefix is not None and (prefix.layout != info.layout or prefix.num_tokens >= len(tokens)):
             raise InvalidRequestError("the prefix handed in is longer than the prompt or of another layout")
         return _Sequence(self, list(tokens), prefix, sampling)
+
+    def step_costs(self) -> Mapping[str, Any]:
+        """The pauses that its options ask for; what its arithmetic takes besides depends on the machine."""
+        return {"prefill_token": self.options.prefill_seconds_per_token, "decode_base": self.options.decode_seconds}
 
     def make_kv(self, states: Words) -> KVTensor:
         """KV ``[L, 2, T, H, D]`` of tokens from the T states of their prefixes: values in [-1, 1), evenly spread."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections import Counter
 from collections.abc import Iterator, Sequence, Set
 from typing import Protocol
 
@@ -48,7 +47,7 @@ class PeerLink(Protocol):
 
 
 class Operations:
-    """Plans and carries out the work of jobs. Planning never waits; work is done chunk by chunk, in order.
+    """Carries out the work of jobs, chunk by chunk, in order.
 
     A job ends at the first chunk that fails and leaves that chunk as it was; running it again goes on from there.
     """
@@ -73,31 +72,6 @@ class Operations:
         self._recoder = Recoder(codecs, layout)
         self._layout = layout
         self._peers = peers
-
-    # --- plans -------------------------------------------------------------------------------------------------------
-
-    def plan(self, tier: TierState, names: Sequence[str] | None) -> list[Entry]:
-        """The readable objects among ``names``, or all of the tier's for None. Raises NotFoundError for none."""
-        if names is None:
-            entries = [entry for entry in tier.listed() if tier.ready(entry.name) is not None]
-        else:
-            entries = [entry for name in names if (entry := tier.ready(name)) is not None]
-        if not entries:
-            what = "holds nothing" if names is None else "holds none of these tokens"
-            raise NotFoundError(f"{tier.location} {what}", hint="look the tokens up to see where they are")
-        return entries
-
-    def plan_decompress(self, tier: TierState, entries: Sequence[Entry], method: str) -> list[Entry]:
-        """Those of ``entries`` that are in ``method``. Raises ConflictError, naming what they are in, for none."""
-        planned = [entry for entry in entries if entry.codec in (method, "")]
-        if not planned:
-            others = Counter(entry.codec for entry in entries)
-            listed = ", ".join(f"{count} in {codec!r}" for codec, count in sorted(others.items()))
-            raise ConflictError(
-                f"no chunk of these tokens in {tier.location} is compressed with {method!r}",
-                hint=f"of {len(entries)} chunks there are {listed}",
-            )
-        return planned
 
     # --- compress and decompress -------------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from lmcache_kit.instance.store.codecs import CodecSet
 from lmcache_kit.instance.store.execution import Signal, Work
 from lmcache_kit.instance.store.jobs import JobTable
 from lmcache_kit.instance.store.operations import RAW, Operations, PeerLink
+from lmcache_kit.instance.store.planning import entries_in_method, readable_entries
 from lmcache_kit.instance.store.prefix import chunks_of
 from lmcache_kit.instance.store.reader import Chunk, Reader, ServedChunk
 from lmcache_kit.instance.store.recovery import recover
@@ -243,7 +244,7 @@ class KVStore:
         """
         tier = self._core.tier(location)
         tier.pins.check_ttl(ttl)
-        entries = self._operations.plan(tier, self._names(tokens))
+        entries = readable_entries(tier, self._names(tokens))
         return sum(entry.num_tokens for entry in entries if self._core.pin(tier.index, entry.name, owner, ttl))
 
     def unpin(self, location: str, tokens: Sequence[int] | None, *, owner: str = "") -> int:
@@ -271,7 +272,7 @@ class KVStore:
         """
         tier = self._core.tier(location)
         self.codecs.record(method)
-        entries = self._operations.plan(tier, None if tokens is None else self._names(tokens))
+        entries = readable_entries(tier, None if tokens is None else self._names(tokens))
         return self._start_recode(event_id, tier, entries, method, None)
 
     def start_decompress(self, event_id: str, method: str, location: str, tokens: Sequence[int] | None) -> JobInfo:
@@ -281,8 +282,8 @@ class KVStore:
         """
         tier = self._core.tier(location)
         self.codecs.record(method)
-        entries = self._operations.plan(tier, None if tokens is None else self._names(tokens))
-        planned = self._operations.plan_decompress(tier, entries, method)
+        entries = readable_entries(tier, None if tokens is None else self._names(tokens))
+        planned = entries_in_method(tier, entries, method)
         return self._start_recode(event_id, tier, planned, RAW, method)
 
     def _start_recode(
@@ -309,7 +310,7 @@ class KVStore:
         """
         tier = self._core.tier(location)
         target = self._operations.check_target(tier, peer_url, target_location)
-        entries = self._operations.plan(tier, None if tokens is None else self._names(tokens))
+        entries = readable_entries(tier, None if tokens is None else self._names(tokens))
         work = functools.partial(
             self._operations.move,
             tier=tier.index,

@@ -1,0 +1,217 @@
+"""What the controller can do to an instance in virtual time: pins, clearing, and the jobs compress, decompress, move."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from lmcache_kit.errors import ConflictError, UnavailableError
+from lmcache_kit.instance.core.tiers import Entry, TierState
+from lmcache_kit.instance.store.arrivals import Arrivals
+from lmcache_kit.instance.store.jobs import Job, JobTable
+from lmcache_kit.instance.store.operations import RAW
+from lmcache_kit.instance.store.planning import entries_in_method, readable_entries
+from lmcache_kit.kv.keys import ChunkKey
+from lmcache_kit.messages import JobInfo
+from lmcache_kit.sim.loop import VirtualClock, VirtualLoop
+from lmcache_kit.sim.store import SimStore
+
+__all__ = ["ControlledSimStore", "Peers"]
+
+
+class Peers(Protocol):
+    """Reaches other instances: their stores, and the time that bytes take to them."""
+
+    def store(self, url: str) -> ControlledSimStore:
+        """Raises UnavailableError for one that cannot be reached."""
+        ...
+
+    async def carry(self, url: str, nbytes: int) -> None:
+        """Return when so many bytes, and the answer to them, have passed the link. Raises UnavailableError."""
+        ...
+
+    def is_self(self, url: str) -> bool: ...
+
+
+class ControlledSimStore:
+    """The part of :class:`lmcache_kit.instance.store.store.KVStore` that the controller and peers reach.
+
+    Args:
+        loop: virtual time.
+        store: what it acts on.
+        peers: the other instances.
+        methods: compression methods that are installed.
+    """
+
+    def __init__(self, loop: VirtualLoop, store: SimStore, peers: Peers, methods: Callable[[str], object]) -> None:
+        self._loop = loop
+        self._store = store
+        self._core = store.core
+        self._peers = peers
+        self._known = methods
+        self._jobs = JobTable(VirtualClock(loop))
+        self._arrivals = Arrivals()
+
+    # --- at once -----------------------------------------------------------------------------------------------------
+
+    def locations(self) -> list[str]:
+        """Fastest first."""
+        return [tier.location for tier in self._store.tiers]
+
+    def contents(self, location: str) -> list[ChunkKey]:
+        """Keys that were announced as admitted and not as evicted. Raises UnknownNameError."""
+        return [entry.key for entry in self._core.tier(location).listed()]
+
+    def pin(self, location: str, tokens: Sequence[int], *, owner: str = "", ttl: float | None = None) -> int:
+        """As of the store."""
+        tier = self._core.tier(location)
+        tier.pins.check_ttl(ttl)
+        entries = readable_entries(tier, self._names(tokens))
+        return sum(entry.num_tokens for entry in entries if self._core.pin(tier.index, entry.name, owner, ttl))
+
+    def unpin(self, location: str, tokens: Sequence[int] | None, *, owner: str = "") -> int:
+        """As of the store."""
+        tier = self._core.tier(location)
+        names = tier.pins.names(owner) if tokens is None else self._names(tokens)
+        entries = [tier.entries[name] for name in names if name in tier.entries]
+        return sum(entry.num_tokens for entry in entries if self._core.unpin(tier.index, entry.name, owner))
+
+    async def clear(self, location: str) -> int:
+        """As of the store."""
+        tier = self._core.tier(location)
+        return sum(self._store.remove(tier.index, name, cause="clear") for name in list(tier.entries))
+
+    def _names(self, tokens: Sequence[int]) -> list[str]:
+        return [chunk.name for chunk in self._store.chunks(tokens)]
+
+    # --- jobs --------------------------------------------------------------------------------------------------------
+
+    def job(self, event_id: str) -> JobInfo:
+        """As of the store."""
+        return self._jobs.get(event_id)
+
+    def start_compress(self, event_id: str, method: str, location: str, tokens: Sequence[int] | None) -> JobInfo:
+        """As of the store."""
+        tier = self._core.tier(location)
+        self._known(method)
+        entries = readable_entries(tier, None if tokens is None else self._names(tokens))
+        return self._start_recode(event_id, tier, entries, method, None)
+
+    def start_decompress(self, event_id: str, method: str, location: str, tokens: Sequence[int] | None) -> JobInfo:
+        """As of the store."""
+        tier = self._core.tier(location)
+        self._known(method)
+        entries = readable_entries(tier, None if tokens is None else self._names(tokens))
+        return self._start_recode(event_id, tier, entries_in_method(tier, entries, method), RAW, method)
+
+    def _start_recode(
+        self, event_id: str, tier: TierState, entries: Sequence[Entry], method: str, source: str | None
+    ) -> JobInfo:
+        keys = [entry.key for entry in entries]
+        work = functools.partial(self._recode, tier=tier.index, keys=keys, method=method, source=source)
+        return self._jobs.add(event_id, sum(entry.num_tokens for entry in entries), work)
+
+    async def _recode(self, job: Job, tier: int, keys: Sequence[ChunkKey], method: str, source: str | None) -> None:
+        for key in keys:
+            entry = self._core.acquire(tier, key.name())
+            if entry is None:
+                continue
+            try:
+                if source is not None and entry.codec not in (source, ""):
+                    continue
+                if entry.codec == method:
+                    job.add(tokens=entry.num_tokens, before=entry.nbytes, after=entry.nbytes)
+                    continue
+                await self._recode_one(job, tier, entry, method)
+            finally:
+                self._store.release(tier, entry)
+
+    async def _recode_one(self, job: Job, tier: int, entry: Entry, method: str) -> None:
+        store, device = self._store, self._store.tiers[tier].device
+        read = device.read(self._loop.time(), entry.nbytes) - self._loop.time()
+        coding = store.decode_seconds(entry.codec or RAW, entry.num_tokens)
+        coding += store.encode_seconds(method, entry.num_tokens)
+        await asyncio.sleep(read + coding)
+        nbytes, before = store.size(entry.name, entry.num_tokens, method), entry.nbytes
+        await asyncio.sleep(device.write(self._loop.time(), nbytes) - self._loop.time())
+        if store.tiers[tier].full and nbytes > before:
+            raise UnavailableError(f"{store.tiers[tier].location} takes nothing at present")
+        ticket = self._core.begin_rewrite(tier, entry, nbytes=nbytes, codec=method)
+        store.write(ticket, billed=True)
+        job.add(tokens=entry.num_tokens, before=before, after=nbytes)
+
+    def start_move(
+        self,
+        event_id: str,
+        location: str,
+        peer_url: str,
+        target_location: str,
+        tokens: Sequence[int] | None,
+        *,
+        copy: bool,
+    ) -> JobInfo:
+        """As of the store."""
+        tier = self._core.tier(location)
+        target = None
+        if not peer_url or self._peers.is_self(peer_url):
+            target = self._core.tier(target_location).index
+            if target == tier.index:
+                raise ConflictError(
+                    f"the chunks are already in {target_location}", hint="name another location or instance"
+                )
+        entries = readable_entries(tier, None if tokens is None else self._names(tokens))
+        work = functools.partial(
+            self._move,
+            tier=tier.index,
+            keys=[entry.key for entry in entries],
+            target=target,
+            peer=(peer_url, target_location),
+            copy=copy,
+            event_id=event_id,
+        )
+        return self._jobs.add(event_id, sum(entry.num_tokens for entry in entries), work)
+
+    async def _move(
+        self,
+        job: Job,
+        tier: int,
+        keys: Sequence[ChunkKey],
+        target: int | None,
+        peer: tuple[str, str],
+        copy: bool,
+        event_id: str,
+    ) -> None:
+        protect = frozenset(key.name() for key in keys)
+        for key in keys:
+            entry = self._core.acquire(tier, key.name())
+            if entry is None:
+                continue
+            try:
+                nbytes = entry.nbytes
+                device = self._store.tiers[tier].device
+                await asyncio.sleep(device.read(self._loop.time(), nbytes) - self._loop.time())
+                if target is None:
+                    await self._peers.carry(peer[0], nbytes)
+                    receiver = self._peers.store(peer[0])
+                    await receiver.receive(peer[1], key, nbytes, entry.num_tokens, entry.codec, event_id)
+                else:
+                    self._store.put(target, key, nbytes, entry.num_tokens, entry.codec, "move", protect)
+            finally:
+                self._store.release(tier, entry)
+            job.add(tokens=entry.num_tokens, before=nbytes, after=nbytes)
+            if not copy:
+                self._store.remove(tier, key.name(), cause="move")
+
+    async def receive(
+        self, location: str, key: ChunkKey, nbytes: int, num_tokens: int, codec: str, move: str
+    ) -> None:
+        """Store a chunk that a peer sent. Raises UnknownNameError, ConflictError, CapacityError, UnavailableError."""
+        tier = self._core.tier(location)
+        if key.model != self._store.model:
+            raise ConflictError(f"the chunk belongs to model {key.model}, this instance serves {self._store.model}")
+        protect = self._arrivals.of(move, location)
+        self._store.put(tier.index, key, nbytes, num_tokens, codec, "receive", protect)
+        self._arrivals.add(move, location, key.name())
+

@@ -1,0 +1,205 @@
+"""An instance in virtual time: admission, load, prefill, save, decode; and what it tells the controller."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from lmcache_kit.errors import UnavailableError
+from lmcache_kit.instance.core.events import CacheChange
+from lmcache_kit.instance.http.answers import cache_facts, usage
+from lmcache_kit.instance.http.completion import GenerationFacts
+from lmcache_kit.instance.store.reader import Chunk
+from lmcache_kit.instance.worker.change_queue import ChangeQueue
+from lmcache_kit.sim.engine import SimEngine
+from lmcache_kit.sim.loop import VirtualLoop
+from lmcache_kit.sim.store import Loaded, Saved, SimStore
+
+__all__ = ["Answer", "SimInstance"]
+
+
+@dataclass(slots=True)
+class Answer:
+    """A completion as its client sees it; times in seconds from sending the request."""
+
+    ttft_seconds: float
+    seconds: float
+    facts: GenerationFacts
+
+    def body(self) -> dict[str, Any]:
+        """The keys that a streamed completion's last chunk carries."""
+        return {"usage": usage(self.facts), "lmcache_kit": cache_facts(self.facts)}
+
+
+@dataclass(slots=True)
+class _Request:
+    chunks: Sequence[Chunk]
+    length: int
+    max_tokens: int
+    sent: float
+    done: Callable[[Answer | UnavailableError], object]
+    facts: GenerationFacts
+    arrived: float = 0.0
+    ttft: float = 0.0
+    open_parts: int = 2
+    life: int = 0
+    start: int = field(default=0)
+
+
+class SimInstance:
+    """One instance with one worker.
+
+    Args:
+        loop: virtual time.
+        instance_id: its name.
+        store: its store; changes of its contents are to be handed to :meth:`changed`.
+        engine: its engine.
+        request_seconds: what a completion takes besides.
+        max_num_seqs: most requests worked on at the same time.
+        report_seconds: from a change to when it is handed to ``report``.
+        report: takes changes to the controller.
+    """
+
+    def __init__(
+        self,
+        loop: VirtualLoop,
+        instance_id: str,
+        engine: SimEngine,
+        *,
+        request_seconds: float,
+        max_num_seqs: int,
+        report_seconds: float,
+        report: Callable[[SimInstance], object],
+    ) -> None:
+        self._loop = loop
+        self.instance_id = instance_id
+        self.engine = engine
+        self.store: SimStore
+        self._request_seconds = request_seconds
+        self._max_num_seqs = max_num_seqs
+        self._report_seconds = report_seconds
+        self._report = report
+        self._waiting: deque[_Request] = deque()
+        self._open: dict[int, _Request] = {}
+        self._running = 0
+        self._reporting = False
+        self.alive = True
+        self.life = 0
+        self.changes = ChangeQueue(2**62)
+
+    # --- completions -------------------------------------------------------------------------------------------------
+
+    def complete(
+        self, chunks: Sequence[Chunk], length: int, max_tokens: int, done: Callable[[Answer | UnavailableError], object]
+    ) -> None:
+        """A completion of a prompt of ``length`` tokens; ``done`` is called with its answer, or why there is none."""
+        if not self.alive:
+            self._loop.after(self._request_seconds, done, self._down())
+            return
+        request = _Request(
+            chunks, length, max_tokens, self._loop.time(), done, GenerationFacts(prompt_tokens=length), life=self.life
+        )
+        self._open[id(request)] = request
+        self._loop.after(self._request_seconds, self._arrive, request)
+
+    def _down(self) -> UnavailableError:
+        return UnavailableError(f"the instance {self.instance_id} cannot be reached")
+
+    def _arrive(self, request: _Request) -> None:
+        if request.life != self.life:
+            return
+        request.arrived = self._loop.time()
+        if self._running < self._max_num_seqs:
+            self._begin(request)
+        else:
+            self._waiting.append(request)
+
+    def _begin(self, request: _Request) -> None:
+        self._running += 1
+        request.facts.queue_seconds = self._loop.time() - request.arrived
+        request.start = 0
+        # The last prompt token is always computed: its output is the first token of the answer.
+        began = self._loop.time()
+        self.store.load(request.chunks, request.length - 1, lambda loaded: self._loaded(request, began, loaded))
+
+    def _loaded(self, request: _Request, began: float, loaded: Loaded) -> None:
+        if request.life != self.life:
+            return
+        facts = request.facts
+        facts.load_seconds = self._loop.time() - began
+        facts.cached_tokens = loaded.num_tokens
+        facts.cached_tokens_by_location = loaded.by_location
+        facts.codecs = loaded.codecs
+        facts.loaded_bytes = loaded.nbytes
+        facts.loaded_kv_bytes = self.store.layout.nbytes(loaded.num_tokens)
+        began = self._loop.time()
+        new = request.length - loaded.num_tokens
+        self.engine.prefill(new, loaded.num_tokens, lambda: self._prefilled(request, began))
+
+    def _prefilled(self, request: _Request, began: float) -> None:
+        if request.life != self.life:
+            return
+        facts, now = request.facts, self._loop.time()
+        facts.prefill_seconds = now - began
+        facts.ttft_seconds = now - request.arrived
+        request.ttft = now - request.sent
+        chunk_size = self.store.hasher.spec.chunk_size
+        start = facts.cached_tokens - facts.cached_tokens % chunk_size
+
+        def copied() -> None:
+            if request.life == self.life:
+                self.store.save(request.chunks, start, lambda saved: self._saved(request, saved))
+
+        self.engine.copy(request.length - start, copied)
+        self.engine.decode(request.max_tokens - 1, request.length, lambda: self._part(request))
+
+    def _saved(self, request: _Request, saved: Saved) -> None:
+        facts = request.facts
+        facts.stored_tokens = saved.num_tokens
+        facts.stored_bytes = saved.nbytes
+        facts.stored_kv_bytes = self.store.layout.nbytes(sum(saved.by_location.values()))
+        self._part(request)
+
+    def _part(self, request: _Request) -> None:
+        """One of the two things that an answer waits for is done: its tokens, or its save."""
+        if request.life != self.life:
+            return
+        request.open_parts -= 1
+        if request.open_parts:
+            return
+        del self._open[id(request)]
+        request.facts.completion_tokens = request.max_tokens
+        self._running -= 1
+        if self._waiting:
+            self._begin(self._waiting.popleft())
+        request.done(Answer(request.ttft, self._loop.time() - request.sent, request.facts))
+
+    # --- reports -----------------------------------------------------------------------------------------------------
+
+    def changed(self, change: CacheChange) -> None:
+        """A change of the store's contents, on its way to the controller."""
+        self.changes.add(change.op, change.location, change.key.hash)
+        if not self._reporting:
+            self._reporting = True
+            self._loop.after(self._report_seconds, self._flush)
+
+    def _flush(self) -> None:
+        self._reporting = False
+        if self.alive:
+            self._report(self)
+
+    # --- faults ------------------------------------------------------------------------------------------------------
+
+    def kill(self) -> None:
+        """Everything under way is lost, and so is what is not in persistent tiers."""
+        self.alive = False
+        self.life += 1
+        lost = list(self._open.values())
+        self._open.clear()
+        self._waiting.clear()
+        self._running = 0
+        self.changes = ChangeQueue(2**62)
+        for request in lost:
+            request.done(self._down())
