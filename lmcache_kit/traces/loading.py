@@ -44,7 +44,7 @@ def load_trace(
     made = make_reader(reader, options) if isinstance(reader, str) else reader
     # Read first: some formats say what they mean by an id in their rows.
     records = list(made.read(path))
-    form = made.format
+    form = made.format_read()
     return dataclasses.replace(form, id_scope="global", chained=True), normalise(records, form)[:limit]
 
 

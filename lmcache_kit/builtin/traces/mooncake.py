@@ -6,32 +6,41 @@
 
 ``timestamp`` is in milliseconds. Each id stands for 512 tokens and, being chained, for all tokens before them; the
 number of ids is ``input_length / 512`` rounded up, so the last id may stand for a partial block.
+
+Files that ``lmcache-kit trace convert`` wrote say more where another format did: ``block_size``, ``tail`` (``floor``
+where a partial block has no id), ``session_id`` and ``request_id``.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import ClassVar, Literal
 
 import msgspec
-from msgspec import Meta
 
+from lmcache_kit.builtin.traces.fields import Count, Id, Length, Time
+from lmcache_kit.builtin.traces.json_lines import json_lines
 from lmcache_kit.contracts.trace import TraceFormat, TraceReader, TraceRecord
 from lmcache_kit.errors import InvalidRequestError
 
-__all__ = ["MooncakeReader"]
+__all__ = ["MooncakeReader", "MooncakeRow"]
 
 BLOCK_SIZE = 512
 
-Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 
+class MooncakeRow(msgspec.Struct, omit_defaults=True):
+    """One line. ``block_size`` 0 says that nothing is known of prefixes."""
 
-class _Row(msgspec.Struct):
-    timestamp: Annotated[float, Meta(ge=0)]
-    input_length: Annotated[int, Meta(ge=1, le=2**31 - 1)]
+    timestamp: Time
+    input_length: Length
     output_length: Count
-    hash_ids: list[Annotated[int, Meta(ge=0, le=2**63 - 1)]]
+    hash_ids: list[Id]
+    block_size: Count = BLOCK_SIZE
+    tail: Literal["ceil", "floor"] = "ceil"
+    session_id: str | None = None
+    request_id: str | None = None
 
 
 class MooncakeReader(TraceReader):
@@ -41,43 +50,46 @@ class MooncakeReader(TraceReader):
         block_size=BLOCK_SIZE, tail="ceil", id_scope="global", chained=True, time_unit=1e-3
     )
 
+    def __init__(self) -> None:
+        self._read = self.format
+
+    def format_read(self) -> TraceFormat:
+        return self._read
+
     def read(self, path: Path) -> Iterator[TraceRecord]:
-        decoder = msgspec.json.Decoder(_Row)
+        self._read = self.format
         first: float | None = None
-        try:
-            with path.open("rb") as lines:
-                for number, line in enumerate(lines, start=1):
-                    if not line.strip():
-                        continue
-                    row = _decode(decoder, line, f"{path}:{number}")
-                    first = row.timestamp if first is None else first
-                    yield _record(row, first)
-        except OSError as error:
-            raise InvalidRequestError(f"{path} cannot be read: {error.strerror}") from None
+        for where, row in json_lines(path, MooncakeRow, hint="one JSON object per line, as in the Mooncake traces"):
+            if first is None:
+                first = row.timestamp
+                self._read = dataclasses.replace(self.format, block_size=row.block_size, tail=row.tail)
+            yield _record(row, first, self._read, where)
 
 
-def _decode(decoder: msgspec.json.Decoder[_Row], line: bytes, where: str) -> _Row:
-    try:
-        row = decoder.decode(line)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+def _record(row: MooncakeRow, first: float, form: TraceFormat, where: str) -> TraceRecord:
+    if (row.block_size, row.tail) != (form.block_size, form.tail):
         raise InvalidRequestError(
-            f"{where}: {error}", hint="one JSON object per line, as in the Mooncake traces"
-        ) from None
-    blocks = -(-row.input_length // BLOCK_SIZE)
-    if len(row.hash_ids) != blocks:
-        raise InvalidRequestError(
-            f"{where}: {len(row.hash_ids)} hash_ids for {row.input_length} tokens, want {blocks} of {BLOCK_SIZE} tokens"
+            f"{where}: blocks of {row.block_size} tokens and tail {row.tail}, "
+            f"rows before have {form.block_size} and {form.tail}"
         )
-    return row
-
-
-def _record(row: _Row, first: float) -> TraceRecord:
-    full, tail = divmod(row.input_length, BLOCK_SIZE)
+    size = row.block_size
+    full, tail = divmod(row.input_length, size) if size else (0, 0)
+    with_id = bool(tail and row.tail == "ceil")
+    wanted = full + with_id
+    # Without ids for partial blocks, a format may leave out those of full ones too.
+    if len(row.hash_ids) > wanted or (len(row.hash_ids) < wanted and row.tail == "ceil"):
+        raise InvalidRequestError(
+            f"{where}: {len(row.hash_ids)} hash_ids for {row.input_length} tokens, want {wanted} of {size} tokens"
+        )
+    named = min(full, len(row.hash_ids))
     return TraceRecord(
-        arrival=(row.timestamp - first) * MooncakeReader.format.time_unit,
+        # Divided, not multiplied by a thousandth: whole milliseconds come out as the nearest numbers of seconds.
+        arrival=(row.timestamp - first) / 1000,
         input_tokens=row.input_length,
         output_tokens=row.output_length,
-        block_ids=tuple(row.hash_ids[:full]),
-        tail_tokens=tail,
-        tail_id=row.hash_ids[full] if tail else None,
+        block_ids=tuple(row.hash_ids[:named]),
+        tail_tokens=row.input_length - named * size,
+        session=row.session_id,
+        request_id=row.request_id,
+        tail_id=row.hash_ids[full] if with_id else None,
     )
