@@ -9,11 +9,12 @@ from lmcache_kit.clock import Clock
 from lmcache_kit.contracts.engine import EngineInfo
 from lmcache_kit.contracts.storage import Buffer
 from lmcache_kit.contracts.transport import Transport
-from lmcache_kit.errors import ConfigError, ConflictError, UnavailableError
+from lmcache_kit.errors import ConfigError, ConflictError, UnavailableError, UnknownNameError
 from lmcache_kit.instance.build import build_codecs, build_store, build_tiers, build_transport
 from lmcache_kit.instance.config.model import InstanceConfig, LinkSpec
 from lmcache_kit.instance.core.events import CacheChange, EventSink
-from lmcache_kit.instance.peer import PeerClient, PeerServer
+from lmcache_kit.instance.faults import InstanceFaults
+from lmcache_kit.instance.peer import Adjustment, PeerClient, PeerServer
 from lmcache_kit.instance.tier_health import TierHealth
 from lmcache_kit.instance.worker.addresses import is_loopback, route_to
 from lmcache_kit.instance.worker.worker import ControllerWorker
@@ -49,6 +50,7 @@ class InstanceRuntime:
         clock: time of the cache and of shaped links.
         on_event: told every decision of the cache.
         plugins: the process's registry when None.
+        faults: what goes wrong from the start; None when no faults will ever be asked for.
 
     Raises ConfigError naming the key for an unknown plugin or a wrong option.
     """
@@ -61,8 +63,10 @@ class InstanceRuntime:
         clock: Clock,
         on_event: EventSink | None = None,
         plugins: PluginRegistry | None = None,
+        faults: InstanceFaults | None = None,
     ) -> None:
         self.config = config
+        self._faults = faults
         self._info = info
         self._plugins = plugins
         self._clock = clock
@@ -115,9 +119,27 @@ class InstanceRuntime:
                 )
                 await worker.start()
                 self.worker = worker
+            if self._faults is not None:
+                self.apply(self._faults)  # before the worker has its first turn
         except BaseException:
             await self.close()
             raise
+
+    def apply(self, faults: InstanceFaults) -> None:
+        """Have these faults, and no others. Raises LMCacheKitError, with nothing changed, when one is impossible."""
+        if self._faults is None or self._peers.client is None:
+            raise ConflictError("this instance takes no faults")
+        adjustments = {
+            url: Adjustment(bandwidth=link.bandwidth, latency=link.latency, cut=link.cut)
+            for url, link in faults.links.items()
+        }
+        for location in faults.full_tiers:
+            if location not in self.store.locations():
+                raise UnknownNameError("location", location, self.store.locations())
+        self._peers.client.adjust(adjustments)
+        self.store.set_full(faults.full_tiers)
+        if self.worker is not None:
+            self.worker.set_cut(faults.controller_cut)
 
     async def _ip(self) -> str:
         controller = self.config.controller
@@ -156,7 +178,14 @@ class InstanceRuntime:
         shaping = {url: _shape(link) for url, link in peer.links.items()}
         if peer.default_link is not None:
             shaping["*"] = _shape(peer.default_link)
-        return PeerClient(self.peer_url, {self._scheme: transport}, shaping, clock=self._clock, plugins=self._plugins)
+        return PeerClient(
+            self.peer_url,
+            {self._scheme: transport},
+            shaping,
+            clock=self._clock,
+            plugins=self._plugins,
+            adjustable=self._faults is not None,
+        )
 
     async def close(self) -> None:
         """Leave the controller, finish jobs, close the store and the sockets; idempotent."""

@@ -15,13 +15,16 @@ from typing import Any
 import anyio
 import uvicorn
 import uvloop
+from starlette.types import ASGIApp
 
 from lmcache_kit.clock import Clock, WallClock
 from lmcache_kit.contracts.engine import Engine
 from lmcache_kit.errors import ConfigError
 from lmcache_kit.instance.config.model import InstanceConfig
 from lmcache_kit.instance.event_log import CacheEventLog
+from lmcache_kit.instance.faults import from_environment
 from lmcache_kit.instance.http.app import InstanceApp
+from lmcache_kit.instance.http.fault_endpoint import FaultEndpoint
 from lmcache_kit.instance.http.generation import Generator
 from lmcache_kit.instance.http.metrics import InstanceMetrics
 from lmcache_kit.instance.runtime import InstanceRuntime
@@ -109,7 +112,9 @@ async def serve(
         stack.callback(http_socket.close)
         stack.callback(engine.close)
         log_event = stack.enter_context(CacheEventLog(config.event_log)) if config.event_log is not None else None
-        runtime = InstanceRuntime(config, engine.info, clock=clock, on_event=log_event)
+        faulty = from_environment()
+        faults = None if faulty is None else faulty[1]
+        runtime = InstanceRuntime(config, engine.info, clock=clock, on_event=log_event, faults=faults)
         stack.push_async_callback(runtime.close)
         await runtime.start()
         metrics = InstanceMetrics(served_models[0], config.instance_id, runtime.stats)
@@ -138,7 +143,9 @@ async def serve(
                 "worker": stats["worker"],
             }
 
-        app = InstanceApp(generator, metrics, clock=clock, served_models=served_models, health=health)
+        app: ASGIApp = InstanceApp(generator, metrics, clock=clock, served_models=served_models, health=health).app
+        if faulty is not None:
+            app = FaultEndpoint(app, faulty[0], runtime.apply)
         address = _address(http_socket)
 
         def ready() -> None:
@@ -150,12 +157,10 @@ async def serve(
         log.info("instance %s is shutting down", config.instance_id)
 
 
-async def _serve_http(
-    app: InstanceApp, http_socket: socket.socket, stop: asyncio.Event, ready: Callable[[], None]
-) -> None:
+async def _serve_http(app: ASGIApp, http_socket: socket.socket, stop: asyncio.Event, ready: Callable[[], None]) -> None:
     server = _Server(
         uvicorn.Config(
-            app.app,
+            app,
             http="httptools",
             ws="none",
             lifespan="off",

@@ -2,22 +2,29 @@
 
 Each direction is a queue: a message occupies its direction for ``bytes / bandwidth`` seconds, in order of arrival,
 and reaches the other end ``latency`` seconds later. The two directions do not slow each other down (full duplex).
+
+A link can change while messages pass: what is left of the message under way goes on at the new bandwidth.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from lmcache_kit.clock import Clock, WallClock
 from lmcache_kit.errors import ConfigError
 
-__all__ = ["Direction", "Link", "Traffic"]
+__all__ = ["Direction", "Link", "LinkCutError", "Traffic"]
 
 Sleep = Callable[[float], Awaitable[Any]]
+
+
+class LinkCutError(Exception):
+    """The link is cut, or was while something passed."""
 
 
 @dataclass(slots=True)
@@ -48,6 +55,14 @@ class Direction:
         self._sleep = sleep
         self._free_at = clock.now()
         self._queue: deque[asyncio.Future[None]] = deque()
+        self._changed: asyncio.Future[None] | None = None
+
+    def change(self, bandwidth: float | None, latency: float) -> None:
+        """Have another bandwidth from now on, and another latency for what leaves from now on."""
+        self._bandwidth = bandwidth
+        self._latency = latency
+        if self._changed is not None and not self._changed.done():
+            self._changed.set_result(None)
 
     async def carry(self, nbytes: int, deadline: float) -> None:
         """Return when a message of ``nbytes`` that is handed over now has arrived.
@@ -60,7 +75,7 @@ class Direction:
             self.traffic.messages += 1
             self.traffic.bytes += nbytes
         else:
-            sent = await self._occupy(nbytes, self._bandwidth, deadline)
+            sent = await self._occupy(nbytes, deadline)
         # The latency counts from when the last byte left, which is not now when the event loop is late.
         await self._sleep_until(sent + self._latency, deadline)
 
@@ -68,7 +83,7 @@ class Direction:
         """Return after the latency alone. Raises TimeoutError at ``deadline`` when that comes first."""
         await self._sleep_until(self._clock.now() + self._latency, deadline)
 
-    async def _occupy(self, nbytes: int, bandwidth: float, deadline: float) -> float:
+    async def _occupy(self, nbytes: int, deadline: float) -> float:
         queued = self._clock.now()
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._queue.append(turn)
@@ -77,25 +92,52 @@ class Direction:
         try:
             await self._wait(turn, deadline)
             # A message whose turn came while the event loop was busy starts when the link was free, not when we woke.
-            start = max(queued, self._free_at)
-            end = start + nbytes / bandwidth
-            passed = 0.0
+            start = moment = end = max(queued, self._free_at)
+            passed = 0.0  # bytes, up to ``moment``
+            bandwidth = self._bandwidth
             try:
-                await self._sleep_until(end, deadline)
-                passed = end - start
+                while bandwidth is not None:
+                    end = moment + (nbytes - passed) / bandwidth
+                    if not await self._sleep_unless_changed(end, deadline):
+                        break
+                    now = min(max(self._clock.now(), moment), end)
+                    passed += (now - moment) * bandwidth
+                    moment, bandwidth = now, self._bandwidth
+                else:  # without a limit the rest passes at once
+                    end = moment
+                passed, moment = nbytes, end
                 self.traffic.messages += 1
             finally:
-                if not passed:
-                    passed = min(max(self._clock.now() - start, 0.0), end - start)
-                self._free_at = start + passed
-                self.traffic.bytes += nbytes if passed == end - start else int(passed * bandwidth)
-                self.traffic.busy_seconds += passed
+                if moment != end:
+                    assert bandwidth is not None
+                    now = min(max(self._clock.now(), moment), end)
+                    passed, moment = passed + (now - moment) * bandwidth, now
+                self._free_at = moment
+                self.traffic.bytes += int(passed)
+                self.traffic.busy_seconds += moment - start
                 self.traffic.queued_seconds += max(0.0, start - queued)
             return end
         finally:
             self._queue.remove(turn)
             if self._queue and not self._queue[0].done():
                 self._queue[0].set_result(None)
+
+    async def _sleep_unless_changed(self, moment: float, deadline: float) -> bool:
+        """As :meth:`_sleep_until`; returns at once, and True, when the link changes before."""
+        left = min(moment, deadline) - self._clock.now()
+        if left > 0:
+            self._changed = asyncio.get_running_loop().create_future()
+            alarm = asyncio.ensure_future(self._sleep(left))
+            try:
+                await asyncio.wait((self._changed, alarm), return_when=asyncio.FIRST_COMPLETED)
+                if self._changed.done() and not alarm.done():
+                    return True
+            finally:
+                self._changed = None
+                alarm.cancel()
+        if moment > deadline:
+            raise TimeoutError
+        return False
 
     async def _wait(self, turn: asyncio.Future[None], deadline: float) -> None:
         if turn.done():
@@ -136,15 +178,50 @@ class Link:
         clock: Clock | None = None,
         sleep: Sleep = asyncio.sleep,
     ) -> None:
-        if bandwidth is not None and not 0 < bandwidth < float("inf"):
-            raise ConfigError(f"a link's bandwidth must be above 0 bytes/s, got {bandwidth}")
-        if not 0 <= latency < float("inf"):
-            raise ConfigError(f"a link's latency must be at least 0 s, got {latency}")
+        _check(bandwidth, latency)
         self.bandwidth = bandwidth
         self.latency = latency
         self.clock = clock or WallClock()
         self.outward = Direction(bandwidth, latency, self.clock, sleep)
         self.inward = Direction(bandwidth, latency, self.clock, sleep)
+
+        self._cut = False
+        self._passing: set[asyncio.Timeout] = set()
+
+    def change(self, *, bandwidth: float | None, latency: float) -> None:
+        """Have another bandwidth and latency from now on. Raises ConfigError for impossible ones."""
+        _check(bandwidth, latency)
+        self.bandwidth, self.latency = bandwidth, latency
+        for direction in (self.outward, self.inward):
+            direction.change(bandwidth, latency)
+
+    def cut(self) -> None:
+        """Carry nothing until :meth:`mend`; what passes now fails. Idempotent."""
+        self._cut = True
+        passing, self._passing = self._passing, set()
+        for scope in passing:
+            scope.reschedule(asyncio.get_running_loop().time())
+
+    def mend(self) -> None:
+        """Undo :meth:`cut`. Idempotent."""
+        self._cut = False
+
+    @contextlib.asynccontextmanager
+    async def passage(self) -> AsyncIterator[None]:
+        """What is done inside needs the link: it is cancelled, and LinkCutError raised, when the link is cut."""
+        if self._cut:
+            raise LinkCutError
+        scope = asyncio.timeout(None)
+        try:
+            async with scope:
+                self._passing.add(scope)
+                yield
+        except TimeoutError:
+            if scope.expired():
+                raise LinkCutError from None
+            raise
+        finally:
+            self._passing.discard(scope)
 
     def stats(self) -> dict[str, Any]:
         """Bandwidth, latency and the traffic of both directions as plain values."""
@@ -154,3 +231,10 @@ class Link:
             "outward": asdict(self.outward.traffic),
             "inward": asdict(self.inward.traffic),
         }
+
+
+def _check(bandwidth: float | None, latency: float) -> None:
+    if bandwidth is not None and not 0 < bandwidth < float("inf"):
+        raise ConfigError(f"a link's bandwidth must be above 0 bytes/s, got {bandwidth}")
+    if not 0 <= latency < float("inf"):
+        raise ConfigError(f"a link's latency must be at least 0 s, got {latency}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from lmcache_kit.builtin.transports.common import frames_size
-from lmcache_kit.builtin.transports.link import Link
+from lmcache_kit.builtin.transports.link import Link, LinkCutError
 from lmcache_kit.contracts.storage import Buffer
 from lmcache_kit.contracts.transport import Channel, FrameHandler, Listener, Transport
 from lmcache_kit.errors import TransportError, UnavailableError
@@ -38,19 +38,25 @@ class ShapedChannel(Channel):
     async def request(self, frames: Sequence[Buffer], *, timeout: float) -> list[Buffer]:
         deadline = self._link.clock.now() + timeout
         try:
-            await self._link.outward.carry(frames_size(frames), deadline)
-            try:
-                left = max(0.0, deadline - self._link.clock.now())
-                answer = await self._inner.request(frames, timeout=left)
-            except TransportError:
-                await self._link.inward.delay(deadline)  # the refusal travels back, too
-                raise
-            await self._link.inward.carry(frames_size(answer), deadline)
+            async with self._link.passage():
+                return await self._request(frames, deadline)
+        except LinkCutError:
+            raise UnavailableError(f"the link to {self._address} is cut") from None
         except TimeoutError:
             raise UnavailableError(
                 f"the link to {self._address} did not carry the request and its answer within {timeout:.3g} s",
                 hint=f"it is shaped to {_describe(self._link)}",
             ) from None
+
+    async def _request(self, frames: Sequence[Buffer], deadline: float) -> list[Buffer]:
+        await self._link.outward.carry(frames_size(frames), deadline)
+        try:
+            left = max(0.0, deadline - self._link.clock.now())
+            answer = await self._inner.request(frames, timeout=left)
+        except TransportError:
+            await self._link.inward.delay(deadline)  # the refusal travels back, too
+            raise
+        await self._link.inward.carry(frames_size(answer), deadline)
         return answer
 
     async def close(self) -> None:

@@ -135,10 +135,7 @@ class CacheCore:
         state, name = self.tiers[tier], key.name()
         assert name not in state.entries, f"{name} is already in {state.location}"
         if not state.fits(nbytes):
-            raise CapacityError(
-                f"{nbytes} bytes do not fit into {state.location}"
-                + (f" of {state.capacity} bytes" if state.writable else ", which is read-only")
-            )
+            raise CapacityError(state.refusal(nbytes))
         entry = Entry(key, name, nbytes, num_tokens, codec)
         ticket = WriteTicket(tier, entry, nbytes, nbytes, cause, protect, codec)
         state.claimed += nbytes
@@ -162,7 +159,7 @@ class CacheCore:
         assert not entry.rewriting
         growth = max(0, nbytes - (0 if entry.foreign else entry.nbytes))
         if not state.fits(nbytes):
-            raise CapacityError(f"{nbytes} bytes do not fit into {state.location} of {state.capacity} bytes")
+            raise CapacityError(state.refusal(nbytes))
         ticket = WriteTicket(tier, entry, nbytes, growth, "rewrite", frozenset({entry.name}), codec, rewrite=True)
         state.claimed += growth
         try:

@@ -93,6 +93,7 @@ class TierState:
     ``held`` are bytes that are in the backend or being written to it, ``claimed`` those promised to writes that wait
     for room, ``leaving`` the part of ``held`` that nothing but its deletion keeps. Decisions look at :attr:`planned`,
     writes start by :attr:`held`; so decisions do not depend on how fast the I/O is, and held never passes capacity.
+    While ``full`` is set, nothing new is written here, as if the device had no room; reads and removals go on.
     """
 
     index: int
@@ -101,6 +102,7 @@ class TierState:
     policy: EvictionPolicy
     clock: Clock
     writable: bool = True
+    full: bool = False
     held: int = 0
     claimed: int = 0
     leaving: int = 0
@@ -117,7 +119,10 @@ class TierState:
 
     def view(self) -> TierView:
         return TierView(
-            location=self.location, capacity_bytes=self.capacity, used_bytes=self.planned, writable=self.writable
+            location=self.location,
+            capacity_bytes=self.capacity,
+            used_bytes=self.planned,
+            writable=self.writable and not self.full,
         )
 
     def state(self, name: str) -> EntryState:
@@ -133,8 +138,16 @@ class TierState:
         return (entry for entry in self.entries.values() if entry.listed)
 
     def fits(self, nbytes: int) -> bool:
-        """Whether an object of this size could ever be stored here."""
-        return self.writable and (self.capacity is None or nbytes <= self.capacity)
+        """Whether an object of this size could be stored here, given room."""
+        return self.writable and not self.full and (self.capacity is None or nbytes <= self.capacity)
+
+    def refusal(self, nbytes: int) -> str:
+        """Why an object that does not fit does not."""
+        if not self.writable:
+            return f"{nbytes} bytes do not fit into {self.location}, which is read-only"
+        if self.full:
+            return f"{nbytes} bytes do not fit into {self.location}, which takes nothing: it is full"
+        return f"{nbytes} bytes do not fit into {self.location} of {self.capacity} bytes"
 
     def evictable(self, entry: Entry) -> bool:
         return (

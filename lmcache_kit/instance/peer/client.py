@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from lmcache_kit.builtin.transports.shaping import Link, ShapedChannel
@@ -34,9 +35,18 @@ from lmcache_kit.instance.peer.url import normal_peer_url, peer_scheme, same_pee
 from lmcache_kit.kv import ChunkKey, peek_header
 from lmcache_kit.plugins import PluginRegistry, registry
 
-__all__ = ["PeerClient"]
+__all__ = ["Adjustment", "PeerClient"]
 
 DEFAULT_TIMEOUT = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adjustment:
+    """What a link is for a while: ``bandwidth`` in bytes/s and ``latency`` in seconds where given, or ``cut``."""
+
+    bandwidth: float | None = None
+    latency: float | None = None
+    cut: bool = False
 
 
 class PeerClient:
@@ -50,6 +60,7 @@ class PeerClient:
         clock: time of shaped links.
         sleep: waits for seconds of that clock.
         plugins: where transports are looked up; the process's registry by default.
+        adjustable: every link may be changed by :meth:`adjust` later; otherwise only those in ``shaping`` have a Link.
     """
 
     def __init__(
@@ -61,6 +72,7 @@ class PeerClient:
         clock: Clock | None = None,
         sleep: Callable[[float], Awaitable[Any]] = asyncio.sleep,
         plugins: PluginRegistry | None = None,
+        adjustable: bool = False,
     ) -> None:
         self._own_url = None if own_url is None else normal_peer_url(own_url)
         self._transports = dict(transports or {})
@@ -70,7 +82,34 @@ class PeerClient:
         self._plugins = plugins
         self._channels: dict[str, asyncio.Task[Channel]] = {}
         self._links: dict[str, Link] = {}
+        self._adjustable = adjustable
+        self._adjusted: dict[str, Adjustment] = {}
         self._closed = False
+
+    def adjust(self, adjustments: Mapping[str, Adjustment]) -> None:
+        """Change the links to the named peer URLs at run time, and have all others as they were made.
+
+        Raises ConfigError for an impossible bandwidth or latency and InvalidRequestError for what is no peer URL, with
+        nothing changed.
+        """
+        assert self._adjustable
+        for each in adjustments.values():
+            Link(bandwidth=each.bandwidth, latency=each.latency or 0.0)
+        self._adjusted = {normal_peer_url(url): each for url, each in adjustments.items()}
+        for url, link in self._links.items():
+            self._apply(url, link)
+
+    def _apply(self, url: str, link: Link) -> None:
+        bandwidth, latency = self._shape(url) or (None, 0.0)
+        wanted = next((each for named, each in self._adjusted.items() if same_peer(named, url)), Adjustment())
+        link.change(
+            bandwidth=bandwidth if wanted.bandwidth is None else wanted.bandwidth,
+            latency=latency if wanted.latency is None else wanted.latency,
+        )
+        if wanted.cut:
+            link.cut()
+        else:
+            link.mend()
 
     def is_self(self, peer_url: str) -> bool:
         """Whether ``peer_url`` names this instance, however its host is spelled."""
@@ -169,13 +208,18 @@ class PeerClient:
 
     async def _open(self, url: str) -> Channel:
         channel = await self._transport(peer_scheme(url)).connect(url)
-        shape = next((shape for named, shape in self._shaping.items() if named != "*" and same_peer(named, url)), None)
-        shape = shape or self._shaping.get("*")
-        if shape is None:
+        shape = self._shape(url)
+        if shape is None and not self._adjustable:
             return channel
-        bandwidth, latency = shape
+        bandwidth, latency = shape or (None, 0.0)
         link = self._links[url] = Link(bandwidth=bandwidth, latency=latency, clock=self._clock, sleep=self._sleep)
+        if self._adjustable:
+            self._apply(url, link)
         return ShapedChannel(channel, link, url)
+
+    def _shape(self, url: str) -> tuple[float | None, float] | None:
+        shape = next((shape for named, shape in self._shaping.items() if named != "*" and same_peer(named, url)), None)
+        return shape or self._shaping.get("*")
 
     def _transport(self, scheme: str) -> Transport:
         made = self._transports.get(scheme)

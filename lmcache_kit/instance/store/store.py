@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -262,6 +262,12 @@ class KVStore:
         tier = self._core.tier(location)
         names = list(tier.entries)
         return sum([await self._writer.remove(tier.index, name, cause="clear") for name in names])
+
+    def set_full(self, locations: Collection[str]) -> None:
+        """Have the named locations take nothing new, and all others again. Raises UnknownNameError."""
+        full = {self._core.tier(location).index for location in locations}
+        for tier in self._core.tiers:
+            tier.full = tier.index in full
 
     def start_compress(self, event_id: str, method: str, location: str, tokens: Sequence[int] | None) -> JobInfo:
         """Plan to put the held chunks of ``tokens``, or of the whole location for None, into ``method``.

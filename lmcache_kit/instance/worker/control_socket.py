@@ -40,6 +40,8 @@ class ControlSocket:
         self._tasks: set[asyncio.Task[None]] = set()
         self._receiver: asyncio.Task[None] | None = None
         self.port = 0
+        self.cut = False
+        """While set, requests are dropped as a broken network drops them: nobody gets an answer."""
 
     def bind(self, host: str, port: int) -> None:
         """Bind and begin to answer; ``port`` 0 takes a free one, which :attr:`port` then names.
@@ -75,6 +77,9 @@ class ControlSocket:
                 log.warning("control socket: %s", error)
                 await asyncio.sleep(0.1)
                 continue
+            if self.cut:
+                self._slots.release()
+                continue
             task = asyncio.create_task(self._serve(frames))
             self._tasks.add(task)
             task.add_done_callback(self._finished)
@@ -95,6 +100,8 @@ class ControlSocket:
             answer = await self._handler(decode_control(payload[0]))
         except InvalidRequestError as error:
             answer = error_message(error)
+        if self.cut:
+            return
         with contextlib.suppress(zmq.ZMQError):  # the caller is gone
             await self._socket.send_multipart([*envelope, encode(answer)])
 

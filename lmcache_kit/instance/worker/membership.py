@@ -72,6 +72,7 @@ class Membership:
         self._replies = RequestChannel(context, spec.reply)
         self._heartbeats = self._replies
         self._again = asyncio.Event()
+        self._cut = False
         self.registered = False
         self.pushed_only = False
         """Whether the controller took a pushed registration and has no reply socket."""
@@ -88,7 +89,19 @@ class Membership:
 
     async def request(self, message: WorkerRequestMsg) -> WorkerReplyMsg:
         """Ask the controller. Raises LMCacheKitError."""
-        return await self._replies.request(message, timeout=REQUEST_SECONDS)
+        return await self._ask(self._replies, message)
+
+    def set_cut(self, cut: bool) -> None:
+        """Reach no controller while ``cut``: requests fail at once, those under way as well. Idempotent."""
+        if cut and not self._cut:
+            self._replies.interrupt()
+            self._heartbeats.interrupt()
+        self._cut = cut
+
+    async def _ask(self, channel: RequestChannel, message: WorkerRequestMsg) -> WorkerReplyMsg:
+        if self._cut:
+            raise UnavailableError("the link to the controller is cut")
+        return await channel.request(message, timeout=REQUEST_SECONDS)
 
     async def run(self) -> None:
         """Register, then send heartbeats; returns when the worker must register again."""
@@ -105,7 +118,7 @@ class Membership:
         while not await self._wait(pause if interval else None):
             pause = interval
             try:
-                reply = await self._heartbeats.request(HeartbeatMsg(**self._identity()), timeout=REQUEST_SECONDS)
+                reply = await self._ask(self._heartbeats, HeartbeatMsg(**self._identity()))
             except LMCacheKitError as error:
                 failures += 1
                 log.info("heartbeat %d of %d failed: %s", failures, HEARTBEAT_FAILURES, error.detail)

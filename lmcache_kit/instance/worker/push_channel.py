@@ -34,11 +34,13 @@ class PushChannel:
     def __init__(self, context: zmq.asyncio.Context, address: Address, *, on_reconnect: Callable[[], None]) -> None:
         self.connections = 0
         self._on_reconnect = on_reconnect
+        self._endpoint = address.endpoint
+        self._cut = False
         self._socket: zmq.asyncio.Socket = context.socket(zmq.PUSH)
         configure(self._socket, address)
         self._socket.immediate = True
         self._monitor = self._socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED)
-        self._socket.connect(address.endpoint)
+        self._socket.connect(self._endpoint)
         self._watch = asyncio.create_task(self._watch_connections(), name="lmcache-kit push monitor")
 
     async def _watch_connections(self) -> None:
@@ -48,6 +50,16 @@ class PushChannel:
                 self.connections += 1
                 if self.connections > 1:
                     self._on_reconnect()
+
+    def set_cut(self, cut: bool) -> None:
+        """Have no connection while ``cut``; the one after it counts as a new one. Idempotent."""
+        if cut == self._cut:
+            return
+        self._cut = cut
+        if cut:
+            self._socket.disconnect(self._endpoint)
+        else:
+            self._socket.connect(self._endpoint)
 
     async def send(self, messages: Sequence[PushedMsg]) -> None:
         """Send each message as a part of one multipart; waits while there is no controller or its queue is full."""

@@ -159,6 +159,14 @@ class ControllerWorker:
         if self.reporting is not None:
             self.reporting.changes.add(change.op, change.location, change.key.hash)
 
+    def set_cut(self, cut: bool) -> None:
+        """Be parted from the controller, in both directions, while ``cut``; afterwards the worker joins it anew."""
+        if self._control is None or self._push is None or self.membership is None:
+            return
+        self._control.cut = cut
+        self.membership.set_cut(cut)
+        self._push.set_cut(cut)
+
     def stats(self) -> dict[str, Any]:
         """Facts for ``/health`` and ``/metrics``."""
         if self.membership is None or self.reporting is None:
