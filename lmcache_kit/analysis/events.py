@@ -19,7 +19,7 @@ DECISION = "cache_"
 class Event(msgspec.Struct, frozen=True):
     """The facts of one line that two runs can be compared by, or a time line can show; others are passed over.
 
-    ``time``, ``ttft_seconds`` and ``seconds`` are seconds, the first since the run began.
+    ``time`` is in seconds since the run began.
     """
 
     event: str
@@ -36,6 +36,8 @@ class Event(msgspec.Struct, frozen=True):
     cached_tokens: int | None = None
     ttft_seconds: float | None = None
     seconds: float | None = None
+    queue_seconds: float | None = None
+    error: str | None = None
     what: str | None = None
     target: str | None = None
     cache: dict[str, Any] | None = None
@@ -44,6 +46,11 @@ class Event(msgspec.Struct, frozen=True):
     def is_decision(self) -> bool:
         """Whether it is a decision of an instance's cache."""
         return self.event.startswith(DECISION)
+
+    @property
+    def failed(self) -> bool:
+        """Whether a request had no answer. Its text is no part of what two runs must agree in."""
+        return self.error is not None
 
 
 def read_events(path: Path) -> Iterator[Event]:

@@ -13,7 +13,7 @@ from lmcache_kit.report.percentiles import PERCENTILES, percentile, summarize
 
 __all__ = ["RequestMatcher"]
 
-_COMPARED = ("instance", "prompt_tokens", "completion_tokens", "cached_tokens")
+_COMPARED = ("instance", "prompt_tokens", "completion_tokens", "cached_tokens", "failed")
 _Key = tuple[str, int, int]
 """Workload, position, and how many times that position came before (0 unless a workload repeats itself)."""
 

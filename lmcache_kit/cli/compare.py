@@ -115,12 +115,12 @@ def _show_requests(requests: Mapping[str, Any]) -> None:
     )
     first = requests["first_difference"]
     if first is not None:
-        keys = ("instance", "prompt_tokens", "completion_tokens", "cached_tokens")
+        keys = ("instance", "prompt_tokens", "completion_tokens", "cached_tokens", "failed")
         typer.echo(f"first request that differs: {first['workload']} {first['position']}")
         rows = [
             [name.upper(), *(first[name][key] for key in keys)]
             if first[name] is not None
-            else [name.upper(), "(none)", "", "", ""]
+            else [name.upper(), "(none)", *[""] * 4]
             for name in ("a", "b")
         ]
         print_table(["run", *(key.replace("_", " ") for key in keys)], rows)

@@ -73,6 +73,9 @@ def run(
 
 def report(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Output directory of a run.")],
+    perfetto: Annotated[
+        Path | None, typer.Option("--perfetto", metavar="FILE", help="Write a time line for ui.perfetto.dev, too.")
+    ] = None,
     format: FormatOption = Format.TABLE,  # noqa: A002
 ) -> None:
     """Show a run's report again, and make its report.html anew."""
@@ -83,6 +86,10 @@ def report(
     folder = OutputFolder(directory)
     found = read_report(folder.report)
     write_reports(found, folder, ["html"], registry())
+    if perfetto is not None:
+        from lmcache_kit.analysis.timeline import write_timeline_file
+
+        write_timeline_file(folder.events, perfetto)
     _show(found, format)
 
 
