@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from lmcache_kit.builtin.workloads.options import (
     ClearOptions,
     CompletionsOptions,
@@ -10,6 +12,7 @@ from lmcache_kit.builtin.workloads.options import (
     MoveOptions,
     PinOptions,
 )
+from lmcache_kit.builtin.workloads.reuse_options import ReuseOptions
 from lmcache_kit.builtin.workloads.traffic_options import TrafficOptions
 from lmcache_kit.contracts.records import Options, Plugin, WorkloadPlugin
 from lmcache_kit.contracts.workload import Workload
@@ -73,6 +76,13 @@ def _clear(options: Options) -> Workload:
     return ClearWorkload(options)
 
 
+def _reuse(options: Options) -> Workload:
+    from lmcache_kit.builtin.workloads.reuse import ReuseWorkload
+
+    assert isinstance(options, ReuseOptions)
+    return ReuseWorkload(options)
+
+
 def _traffic(options: Options) -> Workload:
     from lmcache_kit.builtin.workloads.traffic import TrafficWorkload
 
@@ -80,31 +90,72 @@ def _traffic(options: Options) -> Workload:
     return TrafficWorkload(options)
 
 
+BOTH: frozenset[Literal["wall", "virtual"]] = frozenset({"wall", "virtual"})
+
 RECORDS: tuple[Plugin, ...] = (
     WorkloadPlugin(
         name="completions",
         summary="complete prompts, time them, compare texts with an earlier run",
         options=CompletionsOptions,
         factory=_completions,
+        clocks=BOTH,
     ),
     WorkloadPlugin(
-        name="lookup", summary="look completed prompts up in the controller", options=LookupOptions, factory=_lookup
+        name="lookup",
+        summary="look completed prompts up in the controller",
+        options=LookupOptions,
+        factory=_lookup,
+        clocks=BOTH,
     ),
     WorkloadPlugin(
-        name="compress", summary="compress the KV of completed prompts in a tier", options=JobOptions, factory=_compress
+        name="compress",
+        summary="compress the KV of completed prompts in a tier",
+        options=JobOptions,
+        factory=_compress,
+        clocks=BOTH,
     ),
     WorkloadPlugin(
         name="decompress",
         summary="decompress the KV of completed prompts in a tier",
         options=JobOptions,
         factory=_decompress,
+        clocks=BOTH,
     ),
     WorkloadPlugin(
-        name="move", summary="move or copy prefixes to another tier or instance", options=MoveOptions, factory=_move
+        name="move",
+        summary="move or copy prefixes to another tier or instance",
+        options=MoveOptions,
+        factory=_move,
+        clocks=BOTH,
     ),
-    WorkloadPlugin(name="pin", summary="keep completed prompts from eviction", options=PinOptions, factory=_pin),
-    WorkloadPlugin(name="unpin", summary="release pinned prompts", options=PinOptions, factory=_unpin),
-    WorkloadPlugin(name="clear", summary="drop everything unpinned from a tier", options=ClearOptions, factory=_clear),
+    WorkloadPlugin(
+        name="pin",
+        summary="keep completed prompts from eviction",
+        options=PinOptions,
+        factory=_pin,
+        clocks=BOTH,
+    ),
+    WorkloadPlugin(
+        name="unpin",
+        summary="release pinned prompts",
+        options=PinOptions,
+        factory=_unpin,
+        clocks=BOTH,
+    ),
+    WorkloadPlugin(
+        name="clear",
+        summary="drop everything unpinned from a tier",
+        options=ClearOptions,
+        factory=_clear,
+        clocks=BOTH,
+    ),
+    WorkloadPlugin(
+        name="reuse",
+        summary="replay a trace's block ids through a cache of a given size, without instances or time",
+        options=ReuseOptions,
+        factory=_reuse,
+        clocks=frozenset({"wall", "virtual"}),
+    ),
     WorkloadPlugin(
         name="traffic",
         summary="play a trace or made-up requests as they arrive, routed and queued",
