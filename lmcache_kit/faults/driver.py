@@ -40,7 +40,6 @@ class FaultDriver:
         self._doing: set[asyncio.Task[None]] = set()
         self._last: dict[str, asyncio.Task[None]] = {}
         self._reached: set[tuple[int, str]] = set()
-        self._origins: set[str | None] = set()
         self._failure: asyncio.Future[None] | None = None
 
     @property
@@ -49,16 +48,16 @@ class FaultDriver:
         return frozenset(self._state.down)
 
     async def start(self, after: str | None = None) -> None:
-        """Now is the origin of the actions that count from ``after``.
+        """Begin with the actions that count from ``after``.
 
-        Returns once those of time 0 are done, so that what follows finds them in force. Raises what they raise.
+        Returns once those of time 0 are done, so that what follows finds them in force; the others count from then.
+        Raises what those of time 0 raise.
         """
-        begin = self._clock.now()
-        self._origins.add(after)
         actions = self._plan.actions(after)
         now = [self._do(action) for action in actions if action.at == 0]
         if now:
             await asyncio.gather(*now)
+        begin = self._clock.now()
         later = [action for action in actions if action.at > 0]
         if later:
             self._waiting.append(asyncio.create_task(self._play(begin, later), name=f"faults after {after or 'boot'}"))

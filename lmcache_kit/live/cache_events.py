@@ -9,9 +9,23 @@ from typing import Any
 
 import msgspec
 
-__all__ = ["merge_cache_events"]
+__all__ = ["merge_cache_events", "set_aside"]
 
 Event = dict[str, Any]
+
+
+def set_aside(log: Path) -> None:
+    """Keep the event log of an instance that was killed and will write the same file again."""
+    if log.exists():
+        log.rename(_kept(log)[-1])
+
+
+def _kept(log: Path) -> list[Path]:
+    """The logs set aside, oldest first, and the name of the next one."""
+    kept = [log.with_suffix(".0.jsonl")]
+    while kept[-1].exists():
+        kept.append(log.with_suffix(f".{len(kept)}.jsonl"))
+    return kept
 
 
 def merge_cache_events(events: Path, instances: Mapping[str, Path], *, start: float) -> None:
@@ -21,12 +35,13 @@ def merge_cache_events(events: Path, instances: Mapping[str, Path], *, start: fl
 
     Args:
         events: the run's own events, their times counted from ``start``.
-        instances: event log by instance id; one that does not exist is skipped.
+        instances: event log by instance id; one that does not exist is skipped, those set aside come before it.
         start: reading of the machine's monotonic clock at time 0. Instances of one machine share that clock.
     """
     merged = events.with_suffix(".merged")
     streams = [_lines(events)]
-    streams += [_cache_events(path, name, start) for name, path in instances.items() if path.exists()]
+    for name, log in instances.items():
+        streams += [_cache_events(path, name, start) for path in (*_kept(log), log) if path.exists()]
     workload: str | None = None
     encoder = msgspec.json.Encoder()
     with merged.open("wb") as file:

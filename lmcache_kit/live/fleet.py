@@ -73,11 +73,49 @@ class Fleet:
         self._progress(f"instance {instance_id} ready at {client.url}")
 
     async def _all_registered(self) -> bool:
+        return await self._registered(set(self._clients))
+
+    async def _registered(self, instances: set[str]) -> bool:
         try:
             infos = (await self.controller.workers())["worker_infos"]
         except LMCacheKitError:
             return False
-        return set(self._clients) <= {info["instance_id"] for info in infos}
+        return instances <= {info["instance_id"] for info in infos}
+
+    async def instance_back(self, instance_id: str, *, joins: bool, timeout: float) -> None:
+        """Wait until an instance that was started again serves and, if it ``joins`` the controller, is known to it.
+
+        Raises UnavailableError when that takes longer than ``timeout`` seconds.
+        """
+        deadline = asyncio.get_running_loop().time() + timeout
+        await self._poll(
+            lambda: self._told_everything({instance_id}) if joins else self._clients[instance_id].ready(),
+            deadline,
+            f"instance {instance_id} is not back within startup_timeout ({timeout:g} s)",
+        )
+
+    async def controller_back(self, instances: set[str], *, timeout: float) -> None:
+        """Wait until a controller that was started again serves and knows ``instances`` and what they hold.
+
+        Raises UnavailableError when that takes longer than ``timeout`` seconds.
+        """
+        deadline = asyncio.get_running_loop().time() + timeout
+        late = f"within startup_timeout ({timeout:g} s)"
+        await self._poll(self.controller.ready, deadline, f"the controller is not back {late}")
+        await self._poll(
+            lambda: self._all_known(instances), deadline, f"not every instance has joined the controller again {late}"
+        )
+
+    async def _all_known(self, instances: set[str]) -> bool:
+        return await self._registered(instances) and await self._told_everything(instances)
+
+    async def _told_everything(self, instances: set[str]) -> bool:
+        """Whether the instances have joined the controller and told it what they hold, as far as they know."""
+        try:
+            workers = [(await self._clients[name].health())["worker"] for name in instances]
+        except LMCacheKitError:
+            return False
+        return all(worker["registered"] and worker["synced"] for worker in workers)
 
     async def _poll(self, ready: Callable[[], Awaitable[bool]], deadline: float, message: str) -> None:
         while not await ready():

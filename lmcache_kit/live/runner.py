@@ -15,15 +15,17 @@ from lmcache_kit.clock import Clock, WallClock
 from lmcache_kit.contracts.records import LauncherPlugin, ReporterPlugin
 from lmcache_kit.contracts.workload import Workload, WorkloadContext, WorkloadResult
 from lmcache_kit.errors import ConfigError, LMCacheKitError
+from lmcache_kit.faults import FaultDriver
 from lmcache_kit.live.cache_events import merge_cache_events
 from lmcache_kit.live.events import EventLog
+from lmcache_kit.live.faults import WallFaults, new_token, with_token
 from lmcache_kit.live.fleet import Fleet
 from lmcache_kit.live.fleet_plan import plan_fleet
 from lmcache_kit.live.folder import OutputFolder
 from lmcache_kit.live.supervision import Supervisor
 from lmcache_kit.plugins import PluginRegistry
 from lmcache_kit.report.build import build_report, plugin_facts, result_entry
-from lmcache_kit.scenario import Scenario, dump_scenario, evaluate, parse_expectations, validate
+from lmcache_kit.scenario import Scenario, dump_scenario, evaluate, fault_plan, parse_expectations, validate
 from lmcache_kit.scenario.validate import plugins_used
 
 __all__ = ["Run", "write_reports"]
@@ -58,6 +60,7 @@ class Run:
                 hint="run it on real processes with --clock wall",
             )
         self._workloads = validate(scenario, plugins)
+        self._faults = fault_plan(scenario, plugins)
         self._expectations = parse_expectations(scenario.expect, [spec.name for spec in scenario.workloads])
         self._scenario = scenario
         self._plugins = plugins
@@ -101,24 +104,41 @@ class Run:
         supervisor = Supervisor(record.factory(self._plugins.options(record, launcher_spec.options)))
         try:
             plan = plan_fleet(self._scenario, self._plugins, self._folder)
+            token = new_token()
+            if self._faults:
+                plan = with_token(plan, token)
             fleet = Fleet(plan, supervisor, self._progress)
+            logs = {planned.instance_id: self._folder.cache_events(planned.instance_id) for planned in plan.instances}
+            target = WallFaults(plan, token, supervisor, fleet, logs, timeout=self._scenario.startup_timeout)
+            faults = FaultDriver(self._faults, target, clock=self._clock, emit=events.write)
             try:
                 begin = self._clock.now()
                 await fleet.boot(timeout=self._scenario.startup_timeout)
                 self._boot_seconds = self._clock.now() - begin
                 events.write("fleet_ready", seconds=self._boot_seconds, instances=list(fleet.instances))
+                await supervisor.run(faults.start(), during="the first faults")
                 notes: dict[str, Any] = {}
                 for spec, workload in zip(self._scenario.workloads, self._workloads, strict=True):
-                    await supervisor.run(
-                        self._one(spec.name, workload, fleet, notes, events), during=f"workload {spec.name}"
-                    )
+                    work = self._one(spec.name, workload, fleet, notes, events, faults)
+                    await supervisor.run(faults.run(work), during=f"workload {spec.name}")
             finally:
+                for action in await faults.close():
+                    self._progress(f"the run ended before its {action.fault.kind} of {action.fault.name}")
+                await target.close()
                 await fleet.close()
         finally:
             # A second Ctrl-C must not leave processes behind.
             await asyncio.shield(supervisor.stop())
 
-    async def _one(self, name: str, workload: Workload, fleet: Fleet, notes: dict[str, Any], events: EventLog) -> None:
+    async def _one(
+        self,
+        name: str,
+        workload: Workload,
+        fleet: Fleet,
+        notes: dict[str, Any],
+        events: EventLog,
+        faults: FaultDriver,
+    ) -> None:
         context = WorkloadContext(
             name=name,
             controller=fleet.controller,
@@ -132,6 +152,7 @@ class Run:
             progress=lambda line: self._progress(f"{name}: {line}"),
         )
         events.write("workload_started", workload=name)
+        await faults.start(name)
         begin = self._clock.now()
         try:
             self._results[name] = await workload.run(context)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 from collections.abc import Coroutine, Iterable
 from dataclasses import dataclass
@@ -18,16 +19,19 @@ T = TypeVar("T")
 
 GRACE_SECONDS = 5.0
 LOG_LINES = 15
+_LATE_SECONDS = 0.5
 _LOG_BYTES = 16_384
 _IN_USE = ("address already in use", "is in use", "eaddrinuse")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class _Watched:
     process: LaunchedProcess
     spec: LaunchSpec
     ports: str
     ended: asyncio.Task[int]
+    expected: bool = False
+    """Whether the process may end, since it was killed on purpose."""
 
 
 class Supervisor:
@@ -40,6 +44,7 @@ class Supervisor:
     def __init__(self, launcher: Launcher) -> None:
         self._launcher = launcher
         self._watched: list[_Watched] = []
+        self._changed = asyncio.Event()
 
     async def start(self, spec: LaunchSpec, *, ports: str) -> None:
         """Start one process; ``ports`` are the scenario settings of its ports, for a message when one is taken."""
@@ -47,24 +52,60 @@ class Supervisor:
         ended = asyncio.create_task(process.wait(), name=f"wait for {spec.name}")
         self._watched.append(_Watched(process, spec, ports, ended))
 
+    async def kill(self, name: str) -> None:
+        """End the process of that specification at once. From now on it is expected to be gone."""
+        watched = self._watched[self._position(name)]
+        watched.expected = True
+        await watched.process.kill()
+        await asyncio.wait({watched.ended})
+
+    async def restart(self, spec: LaunchSpec, *, ports: str) -> None:
+        """Start a process in the place of the killed one of the same name; it is watched like the first."""
+        position = self._position(spec.name)
+        assert self._watched[position].ended.done()
+        process = await self._launcher.launch(spec)
+        ended = asyncio.create_task(process.wait(), name=f"wait for {spec.name}")
+        self._watched[position] = _Watched(process, spec, ports, ended)
+        self._changed.set()
+
+    def _position(self, name: str) -> int:
+        return next(position for position, each in enumerate(self._watched) if each.spec.name == name)
+
     async def run(self, work: Coroutine[Any, Any, T], *, during: str) -> T:
-        """The result of ``work``, unless a process ends first: then ``work`` is cancelled and the error says who."""
+        """The result of ``work``, unless a process ends first: then ``work`` is cancelled and the error says who.
+
+        The end of a process that :meth:`kill` ended is expected and changes nothing.
+        """
         task = asyncio.ensure_future(work)
         try:
-            await asyncio.wait({task, *(each.ended for each in self._watched)}, return_when=asyncio.FIRST_COMPLETED)
-            gone = self._first_gone()
+            gone = await self._first_gone(task)
             # A request to a process that died may fail a moment before the process itself is seen to have ended.
             if gone is None and not task.cancelled() and isinstance(task.exception(), LMCacheKitError):
-                await asyncio.wait(
-                    {each.ended for each in self._watched}, timeout=0.5, return_when=asyncio.FIRST_COMPLETED
-                )
-                gone = self._first_gone()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_LATE_SECONDS):
+                        gone = await self._first_gone()
             if gone is not None:
                 raise self._error(gone, during)
             return task.result()
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
+
+    async def _first_gone(self, task: asyncio.Future[Any] | None = None) -> _Watched | None:
+        """The first process to end unexpectedly; None once ``task`` is done."""
+        while True:
+            gone = next((each for each in self._watched if each.ended.done() and not each.expected), None)
+            if gone is not None or (task is not None and task.done()):
+                return gone
+            self._changed.clear()
+            changed = asyncio.ensure_future(self._changed.wait())
+            waiting: set[asyncio.Future[Any]] = {changed, *(each.ended for each in self._watched if not each.expected)}
+            if task is not None:
+                waiting.add(task)
+            try:
+                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                changed.cancel()
 
     async def stop(self) -> None:
         """Stop every process, the last started first; all of them even when one cannot be stopped."""
@@ -78,9 +119,6 @@ class Supervisor:
             self._watched.clear()
         finally:
             await self._launcher.close()
-
-    def _first_gone(self) -> _Watched | None:
-        return next((each for each in self._watched if each.ended.done()), None)
 
     def _error(self, gone: _Watched, during: str) -> LMCacheKitError:
         log = gone.spec.log
