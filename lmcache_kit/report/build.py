@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import platform
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -12,16 +9,14 @@ from typing import Any
 
 import msgspec
 
-from lmcache_kit import __version__
 from lmcache_kit.contracts.workload import WorkloadResult
 from lmcache_kit.errors import ConfigError
 from lmcache_kit.plugins import PluginRegistry
+from lmcache_kit.report.host import host_facts, versions
 
 __all__ = ["SCHEMA_VERSION", "build_report", "host_facts", "plugin_facts", "read_report", "result_entry", "versions"]
 
 SCHEMA_VERSION = 1
-
-_LIBRARIES = ("numpy", "pyzmq", "torch", "transformers", "jax")
 
 
 def build_report(
@@ -39,7 +34,12 @@ def build_report(
     expectations: Sequence[Mapping[str, Any]],
     plugins: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """The report. ``status`` is ``passed``, ``missed`` (an expectation) or ``failed``; times in seconds."""
+    """The report. ``status`` is ``passed``, ``missed`` (an expectation) or ``failed``; times in seconds.
+
+    That of a virtual run has no ``started_unix``, ``versions`` and ``host``, so that it is the same on every machine;
+    ``seconds`` and ``boot_seconds`` are the virtual clock's (see :mod:`lmcache_kit.report.machine`).
+    """
+    real = clock != "virtual"
     return {
         "schema_version": SCHEMA_VERSION,
         "scenario": scenario,
@@ -48,12 +48,12 @@ def build_report(
         "seed": seed,
         "status": status,
         "error": error,
-        "started_unix": started,
+        **({"started_unix": started} if real else {}),
         "seconds": seconds,
         "boot_seconds": boot_seconds,
-        "versions": versions(),
+        **({"versions": versions()} if real else {}),
         "plugins": list(plugins),
-        "host": host_facts(),
+        **({"host": host_facts()} if real else {}),
         "results": [result_entry(result) for result in results],
         "expectations": list(expectations),
     }
@@ -63,34 +63,6 @@ def result_entry(result: WorkloadResult) -> dict[str, Any]:
     """One entry of ``results``: the name and kind, then the workload's values."""
     # Through JSON, so that a report in memory equals the one that is read from its file.
     return {"name": result.name, "kind": result.kind, **msgspec.json.decode(msgspec.json.encode(result.values))}
-
-
-def versions() -> dict[str, str]:
-    """Versions of this package, Python and the libraries that matter, as far as they are installed."""
-    found = {"lmcache-kit": __version__, "python": platform.python_version()}
-    for name in _LIBRARIES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def host_facts() -> dict[str, Any]:
-    """What the numbers depend on; nothing that names the machine or its user."""
-    try:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError, AttributeError):
-        memory = None
-    usable = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
-    return {
-        "system": platform.system(),
-        "release": platform.release(),
-        "machine": platform.machine(),
-        "cpu": _cpu_model(),
-        "cpus": usable,
-        "memory_bytes": memory,
-    }
 
 
 def plugin_facts(used: Iterable[tuple[str, str]], plugins: PluginRegistry) -> list[dict[str, str]]:
@@ -125,13 +97,3 @@ def read_report(path: Path) -> dict[str, Any]:
             hint="use the lmcache-kit that wrote it",
         )
     return dict(report)
-
-
-def _cpu_model() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or "unknown"
