@@ -35,6 +35,7 @@ class Player:
         self._time_scale = time_scale
         self._cap = max_output_tokens
         self._submit: Callable[[Request], None] = _nowhere
+        self._seen: set[str] = set()
         self._count = 0
         self._open = 0
         self._exhausted = False
@@ -125,7 +126,11 @@ class Player:
         tokens = max(record.output_tokens, 1)
         if self._cap is not None and tokens > self._cap:
             tokens = self._cap
-        self._submit(Request(position, record, self._source.prompt(record, position), tokens, arrival))
+        request = Request(position, record, self._source.prompt(record, position), tokens, arrival)
+        if record.request_id is not None:
+            request.repeated = record.request_id in self._seen
+            self._seen.add(record.request_id)
+        self._submit(request)
 
     def _check(self) -> None:
         if self._exhausted and not self._open:

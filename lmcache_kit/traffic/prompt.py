@@ -54,11 +54,15 @@ class BlockPrompt(Sequence[int]):
         return iter(self._made())
 
     def blocks(self) -> list[int]:
-        """Chained ids of all blocks; that of a partial last block is its own, or made from ``unique``: below 0."""
+        """Chained ids of all blocks; those of a tail without an id are made from ``unique``: below 0."""
         record = self.record
         ids = list(record.block_ids)
-        if record.tail_tokens:
-            ids.append(-1 - self.unique if record.tail_id is None else record.tail_id)
+        if record.tail_id is not None:
+            ids.append(record.tail_id)
+        elif record.tail_tokens:
+            # The tail may be longer than a block, in formats that know only how a prompt begins.
+            blocks = -(-record.tail_tokens // self.block_size)
+            ids.extend(-1 - self.unique - place * _GOLDEN for place in range(blocks))
         return ids
 
     def chunks(self, chunk_size: int, *, partial: bool) -> list[tuple[int, int]]:

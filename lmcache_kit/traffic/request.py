@@ -17,7 +17,8 @@ class Request:
 
     ``arrival``, ``sent`` and ``end`` are readings of the run's clock in seconds; ``sent`` is that of the last attempt.
     ``place`` is the instance of the last attempt, ``promised`` the tokens that a lookup said it holds (None without a
-    lookup). It ends with a ``completion`` or an ``error``.
+    lookup). ``repeated`` is set for a record that a trace has as a retry of an earlier one. It ends with a
+    ``completion`` or an ``error``.
     """
 
     __slots__ = (
@@ -34,6 +35,7 @@ class Request:
         "promised",
         "prompt",
         "record",
+        "repeated",
         "sent",
         "task",
     )
@@ -52,7 +54,7 @@ class Request:
         self.completion: Completion | None = None
         self.error: LMCacheKitError | None = None
         self.task: asyncio.Task[None] | None = None
-        self.ended = self.expired = False
+        self.ended = self.expired = self.repeated = False
 
     @property
     def queue_seconds(self) -> float:

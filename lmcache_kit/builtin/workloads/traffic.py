@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 
 from lmcache_kit.builtin.workloads.traffic_options import TrafficOptions
-from lmcache_kit.contracts.workload import Workload, WorkloadContext, WorkloadResult
-from lmcache_kit.errors import ConfigError
-from lmcache_kit.traces import load_trace
+from lmcache_kit.contracts.workload import InstanceHandle, Workload, WorkloadContext, WorkloadResult
+from lmcache_kit.errors import ConfigError, LMCacheKitError
 from lmcache_kit.traffic.dispatch import Dispatcher
+from lmcache_kit.traffic.draws import Draws
 from lmcache_kit.traffic.measures import Measures
 from lmcache_kit.traffic.player import Player
 from lmcache_kit.traffic.request import Request
 from lmcache_kit.traffic.routing import LeastLoaded, PrefixAware, RoundRobin, Router
-from lmcache_kit.traffic.source import Source
+from lmcache_kit.traffic.source import Source, made_up, recorded
+from lmcache_kit.traffic.specs import Closed
+from lmcache_kit.units import format_count
 
 __all__ = ["TrafficWorkload"]
 
@@ -25,8 +28,22 @@ class TrafficWorkload(Workload):
     kind = "traffic"
 
     def __init__(self, options: TrafficOptions) -> None:
+        if (options.trace is None) == (options.contents is None):
+            few = "neither a trace nor contents" if options.trace is None else "both a trace and contents"
+            raise ConfigError(f"traffic names {few}", hint="name one: trace replays a file, contents makes requests up")
         if options.trace is None:
-            raise ConfigError("traffic names no source of requests", hint="give trace")
+            missing = [name for name in ("arrivals", "requests") if getattr(options, name) is None]
+            if missing:
+                raise ConfigError(
+                    f"contents without {' and '.join(missing)}",
+                    hint="e.g. arrivals: {kind: poisson, rate: 5} and requests: 100",
+                )
+        elif options.requests is not None:
+            raise ConfigError("requests counts made-up requests", hint="shorten a trace with its limit")
+        if isinstance(options.arrivals, Closed) and options.time_scale != 1.0 and options.trace is not None:
+            raise ConfigError("time_scale changes nothing in a closed loop over a trace", hint="leave it out")
+        if len(set(options.instances)) < len(options.instances):
+            raise ConfigError("instances names one twice")
         self._options = options
 
     def references(self) -> Sequence[tuple[str, str]]:
@@ -37,52 +54,90 @@ class TrafficWorkload(Workload):
 
     async def run(self, context: WorkloadContext) -> WorkloadResult:
         options = self._options
-        handles = [context.instances[name] for name in options.instances or context.instances]
-        names = [handle.instance_id for handle in handles]
+        handles = {name: context.instances[name] for name in options.instances or context.instances}
         source = self._source(context)
-        measures = Measures(names)
+        sizes = await asyncio.gather(*(_chunk_size(handle) for handle in handles.values()))
+        measures = Measures(dict(zip(handles, sizes, strict=True)), source.block_size)
         player = Player(
             source, clock=context.clock, time_scale=options.time_scale, max_output_tokens=options.max_output_tokens
         )
+        names = list(handles)
 
         def ended(request: Request) -> None:
             measures.ended(request)
             if options.events:
-                _emit(context, names, request, player.start)
+                _emit(context, names, request, measures.start)
             player.ended(request)
 
         dispatcher = Dispatcher(
-            {handle.instance_id: handle.client for handle in handles},
+            {name: handle.client for name, handle in handles.items()},
             _router(options),
             context.controller.lookup,
             clock=context.clock,
             ended=ended,
             limit=options.max_in_flight,
-            timeout=options.timeout,
+            timeout=options.timeout_seconds,
             retry_elsewhere=options.on_failure == "retry_elsewhere",
             probe_seconds=options.probe_seconds,
         )
-        begin = context.clock.now()
+        context.progress(f"{_described(source)} on {format_count(len(names), 'instances')}, {options.routing}")
+        measures.start = context.clock.now()
         try:
             await player.play(dispatcher)
         finally:
             await dispatcher.close()
-        values = measures.values(context.clock.now() - begin)
+        values = measures.values(
+            context.clock.now() - measures.start,
+            windows=options.windows,
+            load=dispatcher.load,
+            times_down=dispatcher.times_down,
+            lookups_failed=dispatcher.lookups_failed,
+        )
+        values |= {
+            "source": dict(source.facts),
+            "routing": options.routing,
+            "time_scale": options.time_scale,
+            "most_late_seconds": player.most_late,
+        }
         return WorkloadResult(name=context.name, kind=self.kind, values=values)
 
     def _source(self, context: WorkloadContext) -> Source:
-        trace = self._options.trace
-        assert trace is not None
-        form, records = load_trace(
-            context.base_dir / trace.path, trace.reader, limit=trace.limit, options=trace.options
-        )
-        return Source(records=iter(records), block_size=form.block_size)
+        options, draws = self._options, Draws(context.rng)
+        trace = options.trace
+        if trace is not None:
+            return recorded(
+                context.base_dir / trace.path,
+                trace.reader,
+                draws,
+                options=trace.options,
+                limit=trace.limit,
+                spread=trace.spread,
+                arrivals=options.arrivals,
+            )
+        assert options.contents is not None, "checked when it was made"
+        assert options.arrivals is not None
+        assert options.requests is not None
+        return made_up(options.contents, options.arrivals, options.requests, draws, cap=options.max_output_tokens)
 
 
 def _router(options: TrafficOptions) -> Router:
     if options.routing == "prefix_aware":
         return PrefixAware(options.load_tokens)
     return LeastLoaded() if options.routing == "least_loaded" else RoundRobin()
+
+
+def _described(source: Source) -> str:
+    kind = str(source.facts["kind"])
+    return f"{format_count(source.facts['requests'], 'requests')} ({kind.replace('_', ' ')})"
+
+
+async def _chunk_size(handle: InstanceHandle) -> int | None:
+    """None when the instance does not tell, as a real vLLM server, or is away."""
+    try:
+        size = (await handle.client.health()).get("chunk_size")
+    except LMCacheKitError:
+        return None
+    return None if size is None else int(size)
 
 
 def _emit(context: WorkloadContext, names: Sequence[str], request: Request, start: float) -> None:
@@ -96,6 +151,8 @@ def _emit(context: WorkloadContext, names: Sequence[str], request: Request, star
         "prompt_tokens": record.input_tokens,
         "attempts": request.attempts,
     }
+    if request.promised is not None:
+        facts["promised_tokens"] = request.promised
     if done is None:
         assert request.error is not None, "it ended"
         facts |= {"seconds": request.end - request.arrival, "error": request.error.message}
