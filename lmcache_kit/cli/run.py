@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import time
 from collections.abc import Coroutine
@@ -42,6 +43,7 @@ def run(
     from lmcache_kit.live import Run
     from lmcache_kit.plugins import registry
     from lmcache_kit.scenario import find_scenario, load_scenario
+    from lmcache_kit.sim.runner import VirtualRun
 
     changes = list(overrides or ())
     changes += [f"clock={clock}"] if clock is not None else []
@@ -53,9 +55,15 @@ def run(
     def progress(line: str) -> None:
         typer.echo(f"[{time.monotonic() - start:6.1f} s] {line}", err=True)
 
-    work = Run(loaded, registry(), output, progress=progress)
+    work: Run | VirtualRun
     try:
-        finished = _until_signalled(work.run())
+        if loaded.clock == "virtual":
+            logging.getLogger("lmcache_kit").setLevel(logging.WARNING)  # of processes that do not exist
+            work = VirtualRun(loaded, registry(), output, progress=progress)
+            finished = work.run()
+        else:
+            work = Run(loaded, registry(), output, progress=progress)
+            finished = _until_signalled(work.run())
     except LMCacheKitError:
         # What was measured before it failed is a result too.
         if work.report is not None:

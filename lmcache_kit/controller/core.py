@@ -16,7 +16,7 @@ from lmcache_kit.controller.counters import Counters
 from lmcache_kit.controller.explain import explain
 from lmcache_kit.controller.inbound import Inbound
 from lmcache_kit.controller.lookup import LookupResult, LookupTable
-from lmcache_kit.controller.operations import Operations
+from lmcache_kit.controller.operations import Operations, new_event_id
 from lmcache_kit.controller.planning import Outcome, Plan, Planner, check_finish_plan, settle, settle_check_finish
 from lmcache_kit.controller.registry import Registry
 from lmcache_kit.kv.hashing import HashSpec
@@ -36,6 +36,7 @@ class ControllerCore:
         worker_timeout: seconds without a heartbeat after which a worker that sends heartbeats counts as dead; None
             never. Workers that never sent one (LMCache's default) are taken to live until they deregister.
         sync_timeout: seconds without a batch after which a full sync is given up and asked for again.
+        new_event_id: makes the ids of operations; a simulation's count.
         heartbeat_address: ``host:port`` of the heartbeat socket for a worker's ip, or None.
     """
 
@@ -48,12 +49,13 @@ class ControllerCore:
         sync_timeout: float = 60.0,
         heartbeat_address: Callable[[str], str | None] = lambda ip: None,
         max_operations: int = 10_000,
+        new_event_id: Callable[[], str] = new_event_id,
     ) -> None:
         self.clock = clock or WallClock()
         self.counters = Counters()
         self.registry = Registry(self.clock, default_spec or HashSpec())
         self.contents = Contents(self.clock, self.counters)
-        self.operations = Operations(self.clock, limit=max_operations)
+        self.operations = Operations(self.clock, limit=max_operations, new_event_id=new_event_id)
         self._table = LookupTable(self.registry, self.contents)
         self._inbound = Inbound(
             self.clock,

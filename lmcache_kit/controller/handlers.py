@@ -9,7 +9,6 @@ from lmcache_kit import __version__
 from lmcache_kit.controller import schemas as s
 from lmcache_kit.controller.calls import WorkerCalls
 from lmcache_kit.controller.core import ControllerCore
-from lmcache_kit.controller.operations import new_event_id
 from lmcache_kit.controller.planning import Plan
 from lmcache_kit.controller.registry import Worker
 from lmcache_kit.errors import InvalidRequestError, LMCacheKitError, NotFoundError, UnknownNameError
@@ -31,7 +30,7 @@ class Handlers:
     async def lookup(self, request: s.LookupRequest, query: dict[str, str]) -> dict[str, Any]:
         found = self._core.lookup(request.tokens)
         answer: dict[str, Any] = {
-            "event_id": new_event_id(),
+            "event_id": self._core.operations.new_event_id(),
             "layout_info": found.layout,
             "holders": found.holders,
             "prefix": found.prefix,
@@ -92,14 +91,16 @@ class Handlers:
         found = list(dict.fromkeys(w.instance_id for w in self._core.registry if w.ip == request.ip))
         if not found:
             raise UnknownNameError("ip", request.ip, {worker.ip for worker in self._core.registry})
-        event_id = request.event_id or new_event_id()
+        event_id = request.event_id or self._core.operations.new_event_id()
         return s.QueryInstanceResponse(event_id=event_id, res=found[0], instances=found)
 
     async def query_worker_info(
         self, request: s.QueryWorkerInfoRequest, query: dict[str, str]
     ) -> s.QueryWorkerInfoResponse:
         workers = self._select(request.instance_id, request.worker_ids or None)
-        return s.QueryWorkerInfoResponse(event_id=new_event_id(), worker_infos=self._infos(workers))
+        return s.QueryWorkerInfoResponse(
+            event_id=self._core.operations.new_event_id(), worker_infos=self._infos(workers)
+        )
 
     async def workers(self, request: None, query: dict[str, str]) -> s.WorkerListResponse | s.WorkerInfo:
         """LMCache's dashboard call: one worker's facts when both parameters are given, else a list."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -109,9 +109,13 @@ def _worker_report(job: WorkerJob) -> dict[str, Any]:
 
 
 class Operations:
-    """The operations of the last while: at most ``limit``, finished ones go first, oldest first."""
+    """The operations of the last while: at most ``limit``, finished ones go first, oldest first.
 
-    def __init__(self, clock: Clock, *, limit: int = 10_000) -> None:
+    ``new_event_id`` makes the ids of new ones.
+    """
+
+    def __init__(self, clock: Clock, *, limit: int = 10_000, new_event_id: Callable[[], str] = new_event_id) -> None:
+        self.new_event_id = new_event_id
         self._clock = clock
         self._limit = limit
         self._operations: dict[str, Operation] = {}

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from lmcache_kit.controller.operations import Operation, Operations, WorkerJob, new_event_id
+from lmcache_kit.controller.operations import Operation, Operations, WorkerJob
 from lmcache_kit.controller.registry import Registry, Worker
 from lmcache_kit.errors import (
     ConflictError,
@@ -155,7 +155,7 @@ class Planner:
 
     def health(self, instance_id: str) -> Plan:
         """Ask every worker for its error code."""
-        event_id = new_event_id()
+        event_id = self._operations.new_event_id()
         workers = self._registry.workers(instance_id)
         _check_alive(workers)
         return Plan(
@@ -195,7 +195,7 @@ class Planner:
     def _start(
         self, name: str, workers: Sequence[Worker], location: str, message: Callable[[Worker, str], ControlMsg]
     ) -> Plan:
-        event_id = new_event_id()
+        event_id = self._operations.new_event_id()
         calls, jobs = [], []
         for worker in workers:
             event = _worker_event(event_id, worker)

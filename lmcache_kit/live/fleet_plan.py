@@ -18,7 +18,7 @@ from lmcache_kit.scenario import document
 from lmcache_kit.scenario.model import InstanceSpec, Scenario
 from lmcache_kit.scenario.validate import location_of
 
-__all__ = ["FleetPlan", "PlannedInstance", "plan_fleet"]
+__all__ = ["FleetPlan", "PlannedInstance", "instance_settings", "plan_fleet"]
 
 CONTROLLER_SOCKETS = 3
 
@@ -100,7 +100,15 @@ def plan_fleet(scenario: Scenario, plugins: PluginRegistry, folder: OutputFolder
     planned = []
     for instance in scenario.instances:
         own = ports[instance.id]
-        settings = _settings(instance, scenario, plugins, own, peers, monitor_port, folder)
+        settings = instance_settings(
+            instance,
+            scenario,
+            plugins,
+            peers=peers,
+            folder=folder,
+            worker_port=own.worker,
+            monitor_port=monitor_port,
+        )
         config = folder.config / f"{instance.id}.yaml"
         config.write_text(document.dump(settings), encoding="utf-8")
         prefix = f"instances.{instance.id}"
@@ -162,6 +170,7 @@ def _serve(instance: InstanceSpec, plugins: PluginRegistry, config: Path, host: 
     assert instance.engine is not None, "checked by validate"
     engine = instance.engine
     argv = ["serve", "--engine", engine.kind, "--host", host, "--port", str(port), "--config", str(config)]
+    argv += ["--max-num-seqs", str(instance.max_num_seqs)]
     argv += ["--model", engine.model or plugins.get(EnginePlugin, engine.kind).default_model or engine.kind]
     for name, value in engine.options.items():
         # JSON is YAML too, which is what the option takes.
@@ -169,14 +178,15 @@ def _serve(instance: InstanceSpec, plugins: PluginRegistry, config: Path, host: 
     return argv
 
 
-def _settings(
+def instance_settings(
     instance: InstanceSpec,
     scenario: Scenario,
     plugins: PluginRegistry,
-    ports: _Ports,
+    *,
     peers: Mapping[str, str],
-    monitor_port: int,
     folder: OutputFolder,
+    worker_port: int = 0,
+    monitor_port: int = 1,
 ) -> dict[str, Any]:
     """The instance's LMCache configuration, our own settings under ``extra_config.lmcache_kit``."""
     host = scenario.controller.host
@@ -219,7 +229,7 @@ def _settings(
         "enable_controller": True,
         "controller_pull_url": f"{_bracketed(host)}:{monitor_port}",
         "controller_reply_url": f"{_bracketed(host)}:{monitor_port + 1}",
-        "lmcache_worker_ports": ports.worker,
+        "lmcache_worker_ports": worker_port,
         **settings,
         "extra_config": extra,
     }

@@ -109,6 +109,7 @@ class InstanceDefaults(_Strict, kw_only=True, frozen=True):
     )
     placement: PlacementSpec = msgspec.field(default_factory=PlacementSpec)
     transport: TransportSpec = msgspec.field(default_factory=TransportSpec)
+    max_num_seqs: Annotated[int, Meta(ge=1)] = 16
     config: Options = {}
     env: dict[str, str] = {}
 
@@ -117,7 +118,7 @@ class InstanceSpec(InstanceDefaults, kw_only=True, frozen=True):
     """One instance, or ``count`` of them called ``id-0``, ``id-1`` and so on. Port 0 means a free one."""
 
     id: Name
-    count: Annotated[int, Meta(ge=1, le=256)] | None = None
+    count: Annotated[int, Meta(ge=1, le=100_000)] | None = None
     port: Port = 0
     worker_port: Port = 0
     peer_port: Port = 0
@@ -180,7 +181,9 @@ class WorkloadSpec(_Strict, kw_only=True, frozen=True):
 class Scenario(_Strict, kw_only=True, frozen=True):
     """A fleet, what happens to it, and what must come out.
 
-    ``base_dir`` is the folder that relative paths start from; left out, the folder of the scenario's file.
+    ``base_dir`` is the folder that relative paths start from; left out, the folder of the scenario's file. ``costs`` is
+    what things cost under the virtual clock: a file, or a mapping; docs/reference/simulator.md has its keys. Without
+    ``events`` nothing is written to events.jsonl.
     """
 
     name: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=64)]
@@ -194,7 +197,9 @@ class Scenario(_Strict, kw_only=True, frozen=True):
     instance_defaults: InstanceDefaults = msgspec.field(default_factory=InstanceDefaults)
     instances: Annotated[list[InstanceSpec], Meta(min_length=1)]
     links: list[LinkSpec] = []
+    costs: str | Options | None = None
     faults: list[FaultSpec] = []
     workloads: Annotated[list[WorkloadSpec], Meta(min_length=1)]
     expect: dict[str, Scalar] = {}
+    events: bool = True
     reporters: list[str] = msgspec.field(default_factory=lambda: ["html"])

@@ -22,6 +22,8 @@ __all__ = ["SimControllerClient", "SimInstanceClient"]
 
 Position = tuple[str, str]
 
+_USED = "lmcache_kit_tier_used_bytes"
+
 
 class SimControllerClient:
     """Client of the simulated controller.
@@ -202,7 +204,12 @@ class SimInstanceClient:
         """As of InstanceClient. Raises UnavailableError while the instance is down."""
         if not self._instance.alive:
             raise UnavailableError(f"the instance {self._instance.instance_id} cannot be reached")
-        return {"status": "ok"}
+        return {"status": "ok", "chunk_size": self._instance.store.hasher.spec.chunk_size}
+
+    async def metrics(self) -> str:
+        """The metrics of an instance that workloads read: the bytes that its tiers hold."""
+        used = [f'{_USED}{{location="{tier.location}"}} {tier.state.held}' for tier in self._instance.store.tiers]
+        return "\n".join([f"# TYPE {_USED} gauge", *used, ""])
 
     async def close(self) -> None:
         """Nothing to do."""

@@ -1,4 +1,4 @@
-"""What the controller can do to an instance in virtual time: pins, clearing, and the jobs compress, decompress, move."""
+"""What the controller can do to an instance in virtual time: pins, clearing, jobs."""
 
 from __future__ import annotations
 
@@ -204,9 +204,7 @@ class ControlledSimStore:
             if not copy:
                 self._store.remove(tier, key.name(), cause="move")
 
-    async def receive(
-        self, location: str, key: ChunkKey, nbytes: int, num_tokens: int, codec: str, move: str
-    ) -> None:
+    async def receive(self, location: str, key: ChunkKey, nbytes: int, num_tokens: int, codec: str, move: str) -> None:
         """Store a chunk that a peer sent. Raises UnknownNameError, ConflictError, CapacityError, UnavailableError."""
         tier = self._core.tier(location)
         if key.model != self._store.model:
@@ -214,4 +212,3 @@ class ControlledSimStore:
         protect = self._arrivals.of(move, location)
         self._store.put(tier.index, key, nbytes, num_tokens, codec, "receive", protect)
         self._arrivals.add(move, location, key.name())
-

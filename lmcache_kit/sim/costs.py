@@ -7,7 +7,7 @@ KV as the engine has it unless they are said to be stored bytes; speeds are GB/s
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -17,6 +17,7 @@ from lmcache_kit.sim.profiles import DEFAULT_CODECS, DEFAULT_TIERS, PROFILES
 
 __all__ = ["CodecCosts", "Costs", "EngineCosts", "TierCosts", "load_costs"]
 
+T = TypeVar("T")
 Seconds = Annotated[float, Meta(ge=0)]
 Speed = Annotated[float, Meta(gt=0)]
 
@@ -101,6 +102,7 @@ class Costs(_Strict, kw_only=True, frozen=True):
         report_seconds: until the controller knows what an instance has told it.
         save_seconds: of a save besides encoding and writing.
         load_seconds: of a load besides reading and decoding.
+        restart_seconds: until what a fault killed and restarts serves again.
         threads: that an instance codes and copies with.
     """
 
@@ -113,6 +115,7 @@ class Costs(_Strict, kw_only=True, frozen=True):
     report_seconds: Seconds = 0.01
     save_seconds: Seconds = 0.0
     load_seconds: Seconds = 0.0
+    restart_seconds: Seconds = 2.0
     threads: Annotated[int, Meta(ge=1)] = 2
 
     def engine(self, kind: str, model: str, declared: dict[str, Any] | None) -> EngineCosts:
@@ -176,7 +179,7 @@ def load_costs(given: str | dict[str, Any] | None, base_dir: Path) -> Costs:
     return costs
 
 
-def _convert(given: Any, wanted: Any, path: str) -> Any:
+def _convert(given: Any, wanted: type[T], path: str) -> T:
     try:
         return msgspec.convert(given, wanted)
     except msgspec.ValidationError as error:

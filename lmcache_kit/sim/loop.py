@@ -21,7 +21,11 @@ __all__ = ["VirtualClock", "VirtualLoop"]
 T = TypeVar("T")
 
 
-class VirtualLoop(asyncio.AbstractEventLoop):
+# Most of an event loop's methods are about what does not exist in virtual time.
+_EventLoop: Any = asyncio.AbstractEventLoop
+
+
+class VirtualLoop(_EventLoop):  # type: ignore[misc]
     """See the module. Threads, sockets and processes are not part of it, and are refused."""
 
     def __init__(self) -> None:

@@ -1,8 +1,8 @@
 """An instance's store in virtual time: the same cache core, with queues and costs in place of bytes.
 
-Decisions are those of :mod:`lmcache_kit.instance.store`, in the same order: a load acquires its chunks, reads them, then
-credits them from the back and promotes; a save writes chunk by chunk from the front, what must go going first. A load's
-decisions fall on its begin and its end, a save's on its end. What a chunk weighs is its header and its KV divided by the
+Decisions are those of :mod:`lmcache_kit.instance.store`, in the same order: a load acquires its chunks, reads them,
+then credits them from the back and promotes; a save writes chunk by chunk from the front, what must go going first. A
+load's decisions fall on its begin and its end, a save's on its end. A chunk weighs its header and its KV divided by the
 codec's ratio.
 """
 
@@ -232,7 +232,7 @@ class SimStore:
     # --- saves -------------------------------------------------------------------------------------------------------
 
     def save(self, chunks: Sequence[Chunk], start: int, done: Callable[[Saved], object]) -> None:
-        """Store those of ``chunks`` from token ``start`` on that no tier holds; ``done`` is called when that is done."""
+        """Store those of ``chunks`` from token ``start`` on that no tier holds; then ``done`` is called."""
         now = self._loop.time()
         encoding, written = 0.0, now
         for chunk in chunks:
