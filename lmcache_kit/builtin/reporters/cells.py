@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from lmcache_kit.units import format_count, format_duration, format_size
@@ -15,6 +15,7 @@ __all__ = [
     "NUMERIC",
     "cells",
     "detail",
+    "duration",
     "expectation_cells",
     "facts",
     "flat",
@@ -33,16 +34,20 @@ COLUMNS = (
     "p99",
     "TTFT cold",
     "TTFT cached",
+    "hit rate",
+    "TTFT p50",
+    "TTFT p99",
+    "TPOT p50",
 )
-GROUPS = (COLUMNS[1:5], COLUMNS[5:9], COLUMNS[9:])
-"""Columns that belong side by side: sizes, times, and times to first token."""
+GROUPS = (COLUMNS[1:5], COLUMNS[5:9], COLUMNS[9:11], COLUMNS[11:])
+"""Columns that belong side by side: sizes, times, times to first token, and what users of a fleet get."""
 NUMERIC = frozenset(COLUMNS[1:])
 NOTES = (
     "KV before, after: completions: the KV they stored or loaded, as the engine has it and as the tiers hold it; "
     "moves: at the source and at the target; others: what the tiers concerned held. ratio: before to after, above 1 it "
     "got smaller.",
     "time: from the first request to the last answer. latency: of one request. TTFT: median time to first token, "
-    "without (cold) and with cached tokens.",
+    "without (cold) and with cached tokens; p50, p99: over all requests. TPOT: time per output token after the first.",
 )
 FACTS = ("result", "counts", "worth knowing")
 _SHOWN_IN_CELLS = frozenset({"name", "kind", "counts", "tokens", "bytes_before", "bytes_after", "ratio", "seconds"})
@@ -68,13 +73,34 @@ def cells(result: Mapping[str, Any]) -> list[str]:
         _duration(result.get("seconds")),
         *(_duration(latency.get(percentile)) for percentile in ("p50", "p90", "p99")),
         *(_duration((result.get(f"ttft_{which}_seconds") or {}).get("p50")) for which in ("cold", "cached")),
+        *_served(result),
     ]
+
+
+def _served(result: Mapping[str, Any]) -> list[str]:
+    """Hit rate, times to first token and per output token, of results that have the last."""
+    if not _is_served(result):
+        return ["-"] * 4
+    rate = result.get("hit_rate")
+    ttft, tpot = result.get("ttft_seconds") or {}, result.get("tpot_seconds") or {}
+    return [
+        "-" if rate is None else f"{rate:.4f}",
+        _duration(ttft.get("p50")),
+        _duration(ttft.get("p99")),
+        _duration(tpot.get("p50")),
+    ]
+
+
+def _is_served(result: Mapping[str, Any]) -> bool:
+    return "tpot_seconds" in result
 
 
 def facts(result: Mapping[str, Any]) -> list[str]:
     """One line of the table beside it: how many of what, and what is special to the workload."""
     counts: Mapping[str, int] = result.get("counts") or {}
-    worth = [_worth(key, result[key]) for key in _WORTH if result.get(key) is not None]
+    shown = {"hit_rate"} if _is_served(result) else set()
+    rates = [key for key in result if key.endswith("_hit_rate")]
+    worth = [_worth(key, result[key]) for key in (*_WORTH, *rates) if result.get(key) is not None and key not in shown]
     if result.get("ttft_ratio") is not None:
         worth.append(f"median TTFT {detail(result['ttft_ratio'])} times that of {result.get('compared_to')}")
     if result.get("text_equal_count") is not None:
@@ -113,11 +139,14 @@ def detail(value: Any) -> str:
     return str(value)
 
 
-def flat(result: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What a result has beside the common columns, one line each; durations with their unit."""
+def flat(result: Mapping[str, Any], elsewhere: Collection[str] = ()) -> list[tuple[str, str]]:
+    """What a result has beside the common columns, one line each; durations with their unit.
+
+    ``elsewhere`` are keys that are shown in another way.
+    """
     rows = []
     for key, value in result.items():
-        if key in _SHOWN_IN_CELLS:
+        if key in _SHOWN_IN_CELLS or key in elsewhere:
             continue
         if key.endswith("_seconds"):
             shown = (
@@ -135,8 +164,13 @@ def _size(value: Any) -> str:
     return "-" if value is None else format_size(value)
 
 
+def duration(seconds: float) -> str:
+    """A duration as reports show it: virtual runs last for hours, and 1.23e+04 s reads badly."""
+    return f"{seconds:,.0f} s" if abs(seconds) >= 999.5 else format_duration(seconds)
+
+
 def _duration(value: float | None) -> str:
-    return "-" if value is None else format_duration(value)
+    return "-" if value is None else duration(value)
 
 
 def _worth(key: str, value: Any) -> str:

@@ -1,8 +1,8 @@
-"""The report as one HTML page: tables, two charts, no script, nothing loaded from elsewhere."""
+"""The report as one HTML page: tables, charts, no script, nothing loaded from elsewhere."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from html import escape
 from typing import Any, ClassVar
@@ -14,42 +14,23 @@ from lmcache_kit.builtin.reporters.cells import (
     NUMERIC,
     cells,
     detail,
+    duration,
     expectation_cells,
     facts,
     flat,
     used,
 )
 from lmcache_kit.builtin.reporters.chart import bars
+from lmcache_kit.builtin.reporters.over_time import windows_charts
+from lmcache_kit.builtin.reporters.parts import Part, parts_of
+from lmcache_kit.builtin.reporters.style import STYLE
 from lmcache_kit.contracts.reporter import Reporter
-from lmcache_kit.units import format_duration, format_size
+from lmcache_kit.units import format_size
 
 __all__ = ["HtmlReporter"]
 
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1c2330; --dim: #5d6778; --line: #d8dde6; --page: #fff; --soft: #f5f7fa;
-  --s0: #2f6fde; --s1: #f0912b; --s2: #7a5bc7; --good: #1a7f47; --bad: #c0322b; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e4e8ef; --dim: #98a3b5; --line: #343c4a; --page: #14181f;
-  --soft: #1c222c; --s0: #6b9df2; --s1: #f5ad5c; --s2: #a68fe0; --good: #4cc07f; --bad: #f0736c; } }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--page); margin: 2rem auto;
-  max-width: 76rem; padding: 0 1.25rem; }
-h1 { font-size: 1.5rem; margin: 0; } h2 { font-size: 1.1rem; margin: 2.2rem 0 .6rem; }
-p { margin: .4rem 0; } .dim { color: var(--dim); }
-.status { font-weight: 600; } .passed, .met { color: var(--good); } .failed, .missed, .MISSED { color: var(--bad); }
-.scroll { overflow-x: auto; } .note + .scroll { margin-top: 1.4rem; } .note { font-size: .85rem; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .9rem; }
-th, td { text-align: left; padding: .35rem .7rem; border-bottom: 1px solid var(--line); vertical-align: top; }
-th { color: var(--dim); font-weight: 600; white-space: nowrap; } td.n { text-align: right; white-space: nowrap; }
-th.n { text-align: right; } th:first-child, td:first-child { position: sticky; left: 0; background: var(--page); }
-tbody tr:hover { background: var(--soft); }
-figure { margin: 0; } figcaption { color: var(--dim); margin-bottom: .3rem; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: 2rem; }
-.chart { display: block; overflow: visible; } .chart text { fill: var(--ink); font-size: 12px; }
-.chart .value { fill: var(--dim); }
-.s0 { fill: var(--s0); } .s1 { fill: var(--s1); } .s2 { fill: var(--s2); }
-details { border-bottom: 1px solid var(--line); padding: .35rem 0; } summary { cursor: pointer; }
-@media (max-width: 40rem) { body { margin: 1rem auto; padding: 0 .8rem; } th, td { padding: .35rem .45rem; } }
-details table { margin: .4rem 0 .8rem; width: auto; } pre { white-space: pre-wrap; color: var(--bad); }
-"""
+_LONG = 24
+"""Rows from which on a table is folded."""
 
 
 class HtmlReporter(Reporter):
@@ -65,16 +46,18 @@ class HtmlReporter(Reporter):
             if results
             else "",
             _charts(results),
+            _over_time(results),
+            _parts(report, results),
             _expectations(report.get("expectations") or []),
             _details(results),
             _section("Plugins", _table(("kind", "name", "distribution", "version"), _plugin_rows(report))),
-            _section("Host and versions", _table(("", ""), _host_rows(report))),
+            _section("Host and versions", _table(("", ""), host)) if (host := _host_rows(report)) else "",
         ]
         title = escape(f"{report['scenario']}: {report.get('status', '')}")
         return (
             f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
-            f"<style>{_STYLE}</style></head>\n<body>{''.join(body)}</body></html>\n"
+            f"<style>{STYLE}</style></head>\n<body>{''.join(body)}</body></html>\n"
         )
 
 
@@ -84,8 +67,8 @@ def _head(report: Mapping[str, Any]) -> str:
     when = f", started {datetime.fromtimestamp(started, UTC):%Y-%m-%d %H:%M:%S} UTC" if started is not None else ""
     took, boot = report.get("seconds"), report.get("boot_seconds")
     facts = f"{report.get('clock')} clock, seed {report.get('seed')}"
-    facts += f", {format_duration(took)}" if took is not None else ""
-    facts += f" of which {format_duration(boot)} to boot" if boot is not None else ""
+    facts += f", {duration(took)}" if took is not None else ""
+    facts += f" of which {duration(boot)} to boot" if boot else ""
     facts += when
     error = f"<pre>{escape(str(report['error']))}</pre>" if report.get("error") else ""
     return (
@@ -99,13 +82,13 @@ def _section(title: str, content: str) -> str:
     return f"<h2>{escape(title)}</h2>{content}\n"
 
 
-def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, numeric: Collection[str] = NUMERIC) -> str:
     lines = list(rows)
     kept = used(columns, lines)
-    head = "".join(f"<th{_class(columns[index])}>{escape(columns[index])}</th>" for index in kept)
+    flush = {index: ' class="n"' if columns[index] in numeric else "" for index in kept}
+    head = "".join(f"<th{flush[index]}>{escape(columns[index])}</th>" for index in kept)
     body = "".join(
-        "<tr>" + "".join(f"<td{_class(columns[index])}>{escape(line[index])}</td>" for index in kept) + "</tr>"
-        for line in lines
+        "<tr>" + "".join(f"<td{flush[index]}>{escape(line[index])}</td>" for index in kept) + "</tr>" for line in lines
     )
     head = f"<thead><tr>{head}</tr></thead>" if any(columns) else ""
     return f'<div class="scroll"><table>{head}<tbody>{body}</tbody></table></div>'
@@ -115,8 +98,27 @@ def _notes() -> str:
     return "".join(f'<p class="dim note">{escape(note)}</p>' for note in NOTES)
 
 
-def _class(column: str) -> str:
-    return ' class="n"' if column in NUMERIC else ""
+def _over_time(results: Sequence[Mapping[str, Any]]) -> str:
+    charts = [chart for result in results for chart in windows_charts(result)]
+    return _section("Over time", f'<div class="charts">{"".join(charts)}</div>') if charts else ""
+
+
+def _parts(report: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> str:
+    """What the report says of each instance, tier and link, in a table each."""
+    found = [(_words(part).capitalize(), part) for part in parts_of(report)]
+    found += [(f"{result['name']}: {_words(part)}", part) for result in results for part in parts_of(result)]
+    return "".join(_section(title, _part(part)) for title, part in found)
+
+
+def _words(part: Part) -> str:
+    return part.key.replace("_", " ")
+
+
+def _part(part: Part) -> str:
+    table = _table(part.columns, part.rows, numeric=part.numeric)
+    if len(part.rows) < _LONG:
+        return table
+    return f"<details><summary>{len(part.rows):,} rows</summary>{table}</details>"
 
 
 def _charts(results: Sequence[Mapping[str, Any]]) -> str:
@@ -144,7 +146,7 @@ def _charts(results: Sequence[Mapping[str, Any]]) -> str:
     if sizes:
         charts.append(bars("KV bytes before and after", sizes, format_size))
     if times:
-        charts.append(bars("Latency of one request (time to first token where there is one)", times, format_duration))
+        charts.append(bars("Latency of one request (time to first token where there is one)", times, duration))
     return _section("At a glance", f'<div class="charts">{"".join(charts)}</div>') if charts else ""
 
 
@@ -165,7 +167,7 @@ def _details(results: Sequence[Mapping[str, Any]]) -> str:
     parts = [
         f"<details><summary>{escape(str(result['name']))} "
         f'<span class="dim">{escape(str(result.get("kind", "")))}</span></summary>'
-        f"{_table(('', ''), flat(result))}</details>"
+        f"{_table(('', ''), flat(result, {'windows', *(part.key for part in parts_of(result))}))}</details>"
         for result in results
     ]
     return _section("Details", "".join(parts)) if parts else ""
@@ -177,6 +179,7 @@ def _plugin_rows(report: Mapping[str, Any]) -> list[list[str]]:
 
 
 def _host_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    # The report of a virtual run has neither.
     host = dict(report.get("host") or {})
     memory = host.pop("memory_bytes", None)
     rows = [(key.replace("_", " "), detail(value)) for key, value in host.items()]
