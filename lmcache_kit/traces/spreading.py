@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections.abc import Sequence
-from itertools import groupby
+from itertools import groupby, pairwise
 
 from lmcache_kit.contracts.trace import TraceRecord
 
@@ -46,7 +46,7 @@ def spread_bursts(
     Raises ValueError when the records are not in order.
     """
     bursts = [(stamp, list(group)) for stamp, group in groupby(records, key=lambda record: record.arrival)]
-    if any(later[0] < earlier[0] for earlier, later in zip(bursts, bursts[1:], strict=False)):
+    if any(later[0] < earlier[0] for earlier, later in pairwise(bursts)):
         raise ValueError("records are not in order of arrival")
     made: list[TraceRecord] = []
     shared = largest = moved = 0
@@ -62,7 +62,8 @@ def spread_bursts(
         shared += 1
         shifts = sorted(rng.random() * width for _ in burst[1:])
         for record, shift in zip(burst[1:], shifts, strict=True):
-            made.append(dataclasses.replace(record, arrival=stamp + shift) if shift else record)
-            moved += bool(shift)
-        longest = max(longest, shifts[-1])
+            arrival = stamp + shift
+            made.append(dataclasses.replace(record, arrival=arrival))
+            moved += arrival != stamp
+            longest = max(longest, arrival - stamp)
     return made, Spreading(bursts=shared, largest_burst=largest, moved=moved, longest_shift_seconds=longest)

@@ -68,7 +68,8 @@ class _LengthsReader(TraceReader):
             for row in rows:
                 yield f"{path}:{rows.line_num}", row
         except csv.Error as error:
-            raise InvalidRequestError(f"{path}:{rows.line_num}: {error}") from None
+            # Where the row begins: a quote that is never closed takes all lines after it.
+            raise InvalidRequestError(f"{path}:{rows.line_num + 1}: {error}") from None
 
 
 def _texts(path: Path, lines: Iterable[bytes]) -> Iterator[str]:

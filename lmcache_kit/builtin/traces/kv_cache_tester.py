@@ -127,7 +127,7 @@ class _Walk:
     def _record(self, each: _Request, session: str, name: str, place: str, start: float) -> TraceRecord:
         if each.input_tokens is None:
             raise InvalidRequestError(f"{self.file}: Object missing required field `in` - at `{place}`")
-        full, tail = divmod(each.input_tokens, self.block_size)
+        full = each.input_tokens // self.block_size
         if len(each.hash_ids) not in (0, full):
             raise InvalidRequestError(
                 f"{self.file}: {len(each.hash_ids)} hash_ids for {each.input_tokens} tokens, "
@@ -138,7 +138,7 @@ class _Walk:
             input_tokens=each.input_tokens,
             output_tokens=each.output_tokens,
             block_ids=tuple(self.chainer.chain(each.hash_ids, scope=self.scope)),
-            tail_tokens=tail,
+            tail_tokens=each.input_tokens - len(each.hash_ids) * self.block_size,
             session=session,
             request_id=name,
         )

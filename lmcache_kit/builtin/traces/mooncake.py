@@ -7,8 +7,8 @@
 ``timestamp`` is in milliseconds. Each id stands for 512 tokens and, being chained, for all tokens before them; the
 number of ids is ``input_length / 512`` rounded up, so the last id may stand for a partial block.
 
-Files that ``lmcache-kit trace convert`` wrote say more where another format did: ``block_size``, ``tail`` (``floor``
-where a partial block has no id), ``session_id`` and ``request_id``.
+Rows may say more, and those that ``lmcache-kit trace convert`` made of other formats do: ``block_size``, ``tail``
+(``floor`` where the partial block has no id), ``session_id`` and ``request_id``.
 """
 
 from __future__ import annotations
@@ -63,15 +63,16 @@ class MooncakeReader(TraceReader):
             if first is None:
                 first = row.timestamp
                 self._read = dataclasses.replace(self.format, block_size=row.block_size, tail=row.tail)
-            yield _record(row, first, self._read, where)
+            elif row.tail == "ceil" and self._read.tail == "floor":
+                self._read = dataclasses.replace(self._read, tail="ceil")
+            if row.block_size != self._read.block_size:
+                raise InvalidRequestError(
+                    f"{where}: blocks of {row.block_size} tokens, rows before have {self._read.block_size}"
+                )
+            yield _record(row, first, where)
 
 
-def _record(row: MooncakeRow, first: float, form: TraceFormat, where: str) -> TraceRecord:
-    if (row.block_size, row.tail) != (form.block_size, form.tail):
-        raise InvalidRequestError(
-            f"{where}: blocks of {row.block_size} tokens and tail {row.tail}, "
-            f"rows before have {form.block_size} and {form.tail}"
-        )
+def _record(row: MooncakeRow, first: float, where: str) -> TraceRecord:
     size = row.block_size
     full, tail = divmod(row.input_length, size) if size else (0, 0)
     with_id = bool(tail and row.tail == "ceil")

@@ -38,7 +38,7 @@ def test_info_counts_leading_known_ids(write: Callable[..., Path]) -> None:
     # The second request hits everything; the third knows block 1 but not what stands before it.
     assert info["block_hit_rate"] == (3 + 0 + 1) / 10
     assert info["token_hit_rate"] == (1500 + 512) / (1500 + 1500 + 1024 + 600)
-    assert info["full_block_token_hit_rate"] == (1024 + 512) / 4624
+    assert info["lmcache_token_hit_rate"] == (1024 + 512) / 4624
     assert info["arrival_span_seconds"] == 4.0
     assert info["input_tokens_per_request"]["max"] == 1500
 
