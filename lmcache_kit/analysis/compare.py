@@ -69,7 +69,9 @@ def compare_runs(
     found = find_divergences(*sequences, (first.events, second.events))
     renamed = first_renamed(*sequences) if not found else None
     scenario = [each for each in differences(first.scenario, second.scenario) if each["path"] != "clock"]
-    report = _report(first, second, same_scenario=not scenario)
+    # Where the scenario lies is another folder on another machine.
+    same = all(each["path"] == "base_dir" for each in scenario)
+    report = _report(first, second, same_scenario=same, with_bytes=with_bytes)
     requests = matcher.result()
     return {
         "equal": not found and renamed is None and not requests["different"] and report["identical"] is not False,
@@ -92,7 +94,10 @@ def compare_runs(
 def _folder(path: Path) -> _Folder:
     if not path.is_dir():
         raise ConfigError(f"{path} is not a directory", hint="name the output directory of a run")
-    return _Folder(path, read_report(path / "report.json"), document.read(path / "scenario.yaml"))
+    folder = _Folder(path, read_report(path / "report.json"), document.read(path / "scenario.yaml"))
+    if not folder.events.exists():
+        raise ConfigError(f"{path} has no events.jsonl", hint="run it again with --set events=true")
+    return folder
 
 
 def _read(a: Path, b: Path, sequences: tuple[Sequences, Sequences], matcher: RequestMatcher) -> None:
@@ -148,11 +153,11 @@ def _divergence(found: Divergence) -> Facts:
     return {**_name(*facts.pop("name")), "time": found.time, **facts}
 
 
-def _report(a: _Folder, b: _Folder, *, same_scenario: bool) -> Facts:
+def _report(a: _Folder, b: _Folder, *, same_scenario: bool, with_bytes: bool) -> Facts:
     """The first difference of the reports of equal seeds.
 
     ``identical`` says whether the files are the same byte for byte where they must be: virtual runs of one scenario
-    with one seed. It is None elsewhere, where times and the facts of the machine are passed over.
+    with one seed. It is None elsewhere, where times, the facts of the machine and mostly bytes are passed over.
     """
     if a.report.get("seed") != b.report.get("seed"):
         return {"compared": False, "identical": None, "first_difference": None, "passed_over": None}
@@ -164,13 +169,19 @@ def _report(a: _Folder, b: _Folder, *, same_scenario: bool) -> Facts:
     return {
         "compared": True,
         "identical": None,
-        "first_difference": first_difference(a.report, b.report, skip=_is_time_or_host),
-        "passed_over": "times and the machine",
+        "first_difference": first_difference(
+            a.report, b.report, skip=lambda key: _is_time_or_host(key) or (not with_bytes and _is_size(key))
+        ),
+        "passed_over": "times and the machine" if with_bytes else "times, the machine and bytes",
     }
 
 
 def _is_time_or_host(key: str) -> bool:
-    return key in _HOST or key.endswith("seconds")
+    return key in _HOST or key.endswith(("seconds", "per_second"))
+
+
+def _is_size(key: str) -> bool:
+    return key == "ratio" or "bytes" in key.split("_")
 
 
 def _results(a: Facts, b: Facts) -> list[Facts]:

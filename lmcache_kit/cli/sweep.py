@@ -82,6 +82,9 @@ def sweep(
         progress=progress,
     )
     result = until_signalled(work.run(), stopping="the runs")
+    for wanted in metrics or ():
+        if all(row["metrics"].get(wanted) is None for row in result["cells"]):
+            typer.echo(f"warning: no cell has {wanted}", err=True)
     if format is SweepFormat.JSON:
         print_json(result)
     elif format is SweepFormat.CSV:
