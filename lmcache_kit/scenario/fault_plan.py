@@ -13,10 +13,10 @@ from lmcache_kit.plugins import PluginRegistry
 from lmcache_kit.scenario.model import FaultSpec, Scenario
 from lmcache_kit.units import parse_bandwidth, parse_duration
 
-__all__ = ["make_fault_plan"]
+__all__ = ["FAULT_KINDS", "make_fault_plan"]
 
-KINDS: tuple[FaultKind, ...] = ("kill", "restart", "slow_link", "partition", "full_tier")
-LASTING = ("slow_link", "partition", "full_tier")
+FAULT_KINDS: tuple[FaultKind, ...] = ("kill", "restart", "slow_link", "partition", "full_tier")
+_LASTING = ("slow_link", "partition", "full_tier")
 
 
 def make_fault_plan(scenario: Scenario, plugins: PluginRegistry, locations: Mapping[str, Collection[str]]) -> FaultPlan:
@@ -48,9 +48,9 @@ def make_fault_plan(scenario: Scenario, plugins: PluginRegistry, locations: Mapp
 
 
 def _fault(position: int, spec: FaultSpec, locations: Mapping[str, Collection[str]], workloads: list[str]) -> Fault:
-    given = [kind for kind in KINDS if getattr(spec, kind) is not None]
+    given = [kind for kind in FAULT_KINDS if getattr(spec, kind) is not None]
     if len(given) != 1:
-        listed = ", ".join(KINDS)
+        listed = ", ".join(FAULT_KINDS)
         raise ConfigError(f" names {' and '.join(given) or 'no fault'}", hint=f"name exactly one of {listed}")
     (kind,) = given
     if spec.after is not None:
@@ -58,7 +58,7 @@ def _fault(position: int, spec: FaultSpec, locations: Mapping[str, Collection[st
     at = _parsed(".at", parse_duration, spec.at)
     until = None
     if spec.duration is not None:
-        if kind not in LASTING:
+        if kind not in _LASTING:
             raise ConfigError(f".for: a {kind} has no duration", hint="a restart ends what a kill began")
         lasts = _parsed(".for", parse_duration, spec.duration)
         if not lasts > 0:

@@ -8,6 +8,7 @@ import msgspec
 
 from lmcache_kit.contracts.records import PLUGIN_KINDS
 from lmcache_kit.plugins import PluginRegistry
+from lmcache_kit.scenario.fault_plan import FAULT_KINDS
 from lmcache_kit.scenario.model import Scenario
 
 __all__ = ["scenario_schema"]
@@ -33,6 +34,7 @@ def scenario_schema(plugins: PluginRegistry) -> dict[str, Any]:
         tier["properties"]["eviction"] = {**tier["properties"]["eviction"], "enum": plugins.names("eviction")}
     components["Scenario"]["properties"]["reporters"]["items"] = {"enum": plugins.names("reporter")}
     components["WorkloadSpec"] = _workload(components["WorkloadSpec"], plugins)
+    components["FaultSpec"]["oneOf"] = [{"required": [kind]} for kind in FAULT_KINDS]
     instance = components["InstanceSpec"]
     instance["required"] = [name for name in instance["required"] if name == "id"]
     schema: dict[str, Any] = components.pop("Scenario")
