@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from lmcache_kit.cli import main
 from lmcache_kit.errors import LMCacheKitError
 
 ROOT = Path(__file__).parents[3]
 DATA = ROOT / "scenarios" / "data" / "traces"
+REAL = Path(os.environ.get("LMCACHE_KIT_TRACE", "../shared/traces/conversation_trace.jsonl"))
 
 
 async def test_results_are_what_a_replay_finds(fleet: Any) -> None:
@@ -68,3 +72,23 @@ async def test_without_prefixes_there_is_no_rate(fleet: Any) -> None:
 async def test_what_is_wrong_is_named(fleet: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(LMCacheKitError, match=message):
         await fleet.run("reuse", "reuse", **options)
+
+
+def test_the_scenario_runs_on_the_virtual_clock(tmp_path: Path) -> None:
+    scenario = str(ROOT / "scenarios" / "capacity_sweep.yaml")
+    for name in ("a", "b"):
+        assert main(["run", scenario, "--output-dir", str(tmp_path / name)]) == 0
+    reports = [json.loads((tmp_path / name / "report.json").read_text()) for name in ("a", "b")]
+    assert reports[0]["clock"] == "virtual"
+    assert reports[0]["results"] == reports[1]["results"]
+
+
+@pytest.mark.skipif(not REAL.exists(), reason="the Mooncake conversation trace is not on this machine")
+def test_one_sweep_gives_the_reference_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["sweep", str(ROOT / "scenarios" / "capacity_sweep.yaml"), "--jobs", "1", "--format", "json"]
+    words += ["--set", f"workloads.reuse.path={REAL.resolve()}", "--output-dir", str(tmp_path / "out")]
+    words += ["--vary", "workloads.reuse.capacity=1000,10000,30000,50000,100000,null"]
+    assert main(words) == 0
+    cells = json.loads(capsys.readouterr().out)["cells"]
+    rates = [round(cell["metrics"]["reuse.block_hit_rate"], 4) for cell in cells]
+    assert rates == [0.0445, 0.2112, 0.3257, 0.3546, 0.3637, 0.3664]
