@@ -6,12 +6,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 __all__ = ["PlacementPolicy", "Promotion", "TierView"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TierView:
-    """What a policy may know of a tier. ``capacity_bytes=None`` is unbounded."""
+class TierView(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """What a policy may know of a tier. ``capacity_bytes=None`` is unbounded.
+
+    A struct, since several are made for every decision.
+    """
 
     location: str
     capacity_bytes: int | None

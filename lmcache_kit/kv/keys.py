@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+
+import msgspec
 
 from lmcache_kit.errors import InvalidRequestError
 
@@ -12,8 +13,7 @@ __all__ = ["ChunkKey"]
 _NAME = re.compile(r"([0-9a-z_-]{1,64})\.(n?)([0-9a-f]{1,32})")
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class ChunkKey:
+class ChunkKey(msgspec.Struct, frozen=True, order=True, gc=False):
     """A chunk of one model's KV cache.
 
     Args:
@@ -26,8 +26,8 @@ class ChunkKey:
 
     def name(self) -> str:
         """A string safe as a file name and as a server key; :meth:`parse` turns it back."""
-        sign = "n" if self.hash < 0 else ""
-        return f"{self.model}.{sign}{abs(self.hash):x}"
+        value = self.hash
+        return f"{self.model}.{value:x}" if value >= 0 else f"{self.model}.n{-value:x}"
 
     @classmethod
     def parse(cls, name: str) -> ChunkKey:

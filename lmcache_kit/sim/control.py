@@ -7,7 +7,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from lmcache_kit.errors import ConflictError, UnavailableError
+from lmcache_kit.errors import ConflictError
 from lmcache_kit.instance.core.tiers import Entry, TierState
 from lmcache_kit.instance.store.arrivals import Arrivals
 from lmcache_kit.instance.store.jobs import Job, JobTable
@@ -136,8 +136,6 @@ class ControlledSimStore:
         await asyncio.sleep(read + coding)
         nbytes, before = store.size(entry.name, entry.num_tokens, method), entry.nbytes
         await asyncio.sleep(device.write(self._loop.time(), nbytes) - self._loop.time())
-        if store.tiers[tier].full and nbytes > before:
-            raise UnavailableError(f"{store.tiers[tier].location} takes nothing at present")
         ticket = self._core.begin_rewrite(tier, entry, nbytes=nbytes, codec=method)
         store.write(ticket, billed=True)
         job.add(tokens=entry.num_tokens, before=before, after=nbytes)

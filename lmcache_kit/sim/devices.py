@@ -43,7 +43,7 @@ class TierDevice:
         costs = self._costs
         return self.reads.take(now, costs.read_seconds + nbytes / (costs.read_gbps * 1e9), nbytes)
 
-    def write(self, now: float, nbytes: int) -> float:
-        """When an object that is handed over now has been written."""
+    def write(self, now: float, nbytes: int, objects: int = 1) -> float:
+        """When objects that are handed over now have been written."""
         costs = self._costs
-        return self.writes.take(now, costs.write_seconds + nbytes / (costs.write_gbps * 1e9), nbytes)
+        return self.writes.take(now, objects * costs.write_seconds + nbytes / (costs.write_gbps * 1e9), nbytes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -168,7 +169,9 @@ class SimFleet:
         if key not in self._engines:
             record = self._plugins.get(EnginePlugin, spec.engine.kind)
             model = spec.engine.model or record.default_model or spec.engine.kind
-            self._engines[key] = record.factory(self._plugins.options(record, spec.engine.options), model)
+            # Files that its options name are found from where an instance's process would run.
+            with contextlib.chdir(self._scenario.base_dir or "."):
+                self._engines[key] = record.factory(self._plugins.options(record, spec.engine.options), model)
         return self._engines[key]
 
     def _config(self, spec: InstanceSpec) -> InstanceConfig:
@@ -268,10 +271,10 @@ class SimFleet:
         self.network.cut(a, b, cut=False)
 
     async def fill_tier(self, instance: str, location: str) -> None:
-        self._tier_of(instance, location).full = True
+        self._tier_of(instance, location).state.full = True
 
     async def empty_tier(self, instance: str, location: str) -> None:
-        self._tier_of(instance, location).full = False
+        self._tier_of(instance, location).state.full = False
 
     def _tier_of(self, instance: str, location: str) -> SimTier:
         return next(tier for tier in self.members[instance].tiers if tier.location == location)

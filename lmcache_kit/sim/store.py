@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field
 
 from lmcache_kit.contracts.placement import PlacementPolicy, Promotion
-from lmcache_kit.errors import CapacityError, UnavailableError
+from lmcache_kit.errors import CapacityError
 from lmcache_kit.instance.core.cache import CacheCore
 from lmcache_kit.instance.core.events import CacheChange, EventSink
 from lmcache_kit.instance.core.tickets import Removal, WriteTicket
@@ -44,7 +44,6 @@ class SimTier:
     readable: bool
     method: str | None
     shared: dict[str, int] | None
-    full: bool = False
 
 
 @dataclass(slots=True)
@@ -108,6 +107,7 @@ class SimStore:
         states = [tier.state for tier in tiers]
         self.core = CacheCore(states, placement, VirtualClock(loop), on_change=on_change, on_event=on_event)
         self._codecs: dict[str, CodecCosts] = {}
+        self._payloads: dict[tuple[int, str], int] = {}
         self._leaving: dict[int, Removal] = {}
         self.evictions = self.demotions = self.promotions = 0
 
@@ -117,8 +117,11 @@ class SimStore:
 
     def size(self, name: str, num_tokens: int, method: str) -> int:
         """Stored bytes of a chunk."""
-        payload = self.layout.nbytes(num_tokens) / self._codec(method).ratio
-        return blob_size(method, name, round(payload))
+        payload = self._payloads.get((num_tokens, method))
+        if payload is None:
+            payload = round(self.layout.nbytes(num_tokens) / self._codec(method).ratio)
+            self._payloads[num_tokens, method] = payload
+        return blob_size(method, name, payload)
 
     # --- loads -------------------------------------------------------------------------------------------------------
 
@@ -217,7 +220,7 @@ class SimStore:
         target = promotion.target
         try:
             written = self.put(target, chunk.key, nbytes, chunk.num_tokens, codec, "promote", protect)
-        except (CapacityError, UnavailableError):
+        except CapacityError:
             return
         self.promotions += written
         if not promotion.keep_source and self.core.tiers[target].ready(chunk.name) is not None:
@@ -234,14 +237,17 @@ class SimStore:
     def save(self, chunks: Sequence[Chunk], start: int, done: Callable[[Saved], object]) -> None:
         """Store those of ``chunks`` from token ``start`` on that no tier holds; then ``done`` is called."""
         now = self._loop.time()
-        encoding, written = 0.0, now
-        for chunk in chunks:
-            if chunk.start < start or self._held(chunk.name):
-                continue
-            encoding += self.encode_seconds(self.store_method, chunk.num_tokens)
-            nbytes = self.size(chunk.name, chunk.num_tokens, self.store_method)
-            for tier in self.core.store_targets(nbytes):
-                written = max(written, self.tiers[tier].device.write(now, nbytes))
+        method = self.store_method
+        missing = [chunk for chunk in chunks if chunk.start >= start and not self._held(chunk.name)]
+        tokens = sum(chunk.num_tokens for chunk in missing)
+        nbytes = sum(self.size(chunk.name, chunk.num_tokens, method) for chunk in missing)
+        coding = self._codec(method)
+        encoding = len(missing) * coding.chunk_seconds + self.layout.nbytes(tokens) / (coding.encode_gbps * 1e9)
+        written = now
+        if missing:
+            largest = self.size(missing[0].name, missing[0].num_tokens, method)
+            for tier in self.core.store_targets(largest):
+                written = max(written, self.tiers[tier].device.write(now, nbytes, len(missing)))
         end = max(written, now + encoding / self.costs.threads) + self.costs.save_seconds
         self._loop.at(end, self._saved, chunks, start, done)
 
@@ -252,11 +258,10 @@ class SimStore:
         result = Saved()
         protect = frozenset(chunk.name for chunk in chunks)
         stored: list[Chunk] = []
-        down: set[int] = set()
         for chunk in chunks:
             if chunk.start < start or self._held(chunk.name):
                 continue
-            written, held = self._store(chunk, protect, result, down)
+            written, held = self._store(chunk, protect, result)
             if written:
                 stored.append(chunk)
                 result.num_tokens += chunk.num_tokens
@@ -266,20 +271,15 @@ class SimStore:
             self._write_back(chunk, protect)
         done(result)
 
-    def _store(self, chunk: Chunk, protect: Set[str], result: Saved, down: set[int]) -> tuple[bool, bool]:
+    def _store(self, chunk: Chunk, protect: Set[str], result: Saved) -> tuple[bool, bool]:
         """Whether it was written to a tier, and whether one had it already."""
         written = held = False
         for tier in self.core.store_targets(self.size(chunk.name, chunk.num_tokens, self.store_method)):
-            if tier in down:
-                continue
             method = self.tiers[tier].method or self.store_method
             nbytes = self.size(chunk.name, chunk.num_tokens, method)
             try:
                 new = self.put(tier, chunk.key, nbytes, chunk.num_tokens, method, "store", protect, billed=True)
             except CapacityError:
-                continue
-            except UnavailableError:
-                down.add(tier)
                 continue
             held = held or not new
             if new:
@@ -297,7 +297,7 @@ class SimStore:
             source = self.core.tiers[holders[0]].entries[chunk.name]
             try:
                 self.put(target, chunk.key, source.nbytes, chunk.num_tokens, source.codec, "write_back", protect)
-            except (CapacityError, UnavailableError):
+            except CapacityError:
                 continue
 
     # --- writes and removals -----------------------------------------------------------------------------------------
@@ -316,13 +316,11 @@ class SimStore:
     ) -> bool:
         """Write an object unless the tier has it; whether it was written. ``billed``: its time has been counted.
 
-        Raises CapacityError when it does not fit, UnavailableError while the tier takes nothing.
+        Raises CapacityError when it does not fit, or the tier takes nothing at present.
         """
         own, name = self.tiers[tier], key.name()
         if own.state.ready(name) is not None:
             return False
-        if own.full:
-            raise UnavailableError(f"{own.location} takes nothing at present")
         if own.shared is not None and name in own.shared:
             self.core.adopt(tier, key, nbytes=own.shared[name], num_tokens=num_tokens, codec="")
             return False
@@ -366,9 +364,6 @@ class SimStore:
             self._forget(removal)
 
     def _demote(self, removal: Removal, demotion: WriteTicket) -> None:
-        if self.tiers[demotion.tier].full:
-            self.core.abort(demotion)
-            return
         self.tiers[removal.tier].device.read(self._loop.time(), removal.entry.nbytes)
         try:
             self.write(demotion)

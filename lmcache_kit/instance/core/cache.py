@@ -45,6 +45,8 @@ class CacheCore:
     ) -> None:
         self.tiers = list(tiers)
         self._placement = placement
+        # Most policies want nothing copied later, and need not be asked about every object.
+        self._copies_later = type(placement).on_idle is not PlacementPolicy.on_idle
         self._announce = Announcer(clock, on_change, on_event)
         self._index = {tier.location: tier.index for tier in self.tiers}
 
@@ -59,7 +61,12 @@ class CacheCore:
 
     def holders(self, name: str) -> list[int]:
         """Tiers where the object can be read, fastest first."""
-        return [tier.index for tier in self.tiers if tier.ready(name) is not None]
+        ready = EntryState.READY
+        return [
+            tier.index
+            for tier in self.tiers
+            if (entry := tier.entries.get(name)) is not None and entry.state is ready
+        ]
 
     def in_tiers(self, name: str, *states: EntryState) -> list[int]:
         """Tiers that have the object in one of ``states``, fastest first."""
@@ -72,6 +79,8 @@ class CacheCore:
 
     def idle_targets(self, name: str) -> list[int]:
         """Where the placement policy wants copies of an object once there is time for it."""
+        if not self._copies_later:
+            return []
         held = self.in_tiers(name, EntryState.READY, EntryState.WRITING)
         if not held or (entry := self.tiers[held[0]].entries[name]).state is not EntryState.READY:
             return []

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Literal
+
+import msgspec
 
 from lmcache_kit.kv.keys import ChunkKey
 
 __all__ = ["CacheChange", "CacheEvent", "ChangeSink", "EventSink"]
 
 
-@dataclass(frozen=True, slots=True)
-class CacheChange:
+class CacheChange(msgspec.Struct, frozen=True, gc=False):
     """One change of one location's contents, for the controller.
 
     Changes arrive in the order in which they happened. An ``admit`` comes after the object's bytes can be read, an
@@ -24,8 +24,7 @@ class CacheChange:
     key: ChunkKey
 
 
-@dataclass(frozen=True, slots=True)
-class CacheEvent:
+class CacheEvent(msgspec.Struct, frozen=True, gc=False):
     """One decision or fact, for event logs and for comparing runs on different clocks.
 
     Args:

@@ -121,7 +121,7 @@ class TierState:
         return TierView(
             location=self.location,
             capacity_bytes=self.capacity,
-            used_bytes=self.planned,
+            used_bytes=self.held + self.claimed - self.leaving,
             writable=self.writable and not self.full,
         )
 
@@ -162,9 +162,11 @@ class TierState:
 
         Raises CapacityError when all that may be evicted is not enough.
         """
-        if self.capacity is None or self.planned <= self.capacity:
+        if self.capacity is None:
             return []
-        excess = self.planned - self.capacity
+        excess = self.held + self.claimed - self.leaving - self.capacity
+        if excess <= 0:
+            return []
         victims: list[Entry] = []
         for name in self.policy.victims():
             entry = self.entries.get(name)

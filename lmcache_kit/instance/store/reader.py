@@ -7,6 +7,8 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from lmcache_kit.contracts.storage import Buffer
 from lmcache_kit.errors import BlobError, UnavailableError
 from lmcache_kit.instance.core.cache import CacheCore
@@ -28,8 +30,7 @@ _BYTES_AT_ONCE = 4 * 2**20
 """Of KV that may be under way; chunks so large that this is few of them, two for each thread."""
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
+class Chunk(msgspec.Struct, frozen=True, gc=False):
     """Tokens ``start`` to ``stop`` (exclusive) of a prompt, and their key."""
 
     start: int
