@@ -207,6 +207,9 @@ class Dispatcher:
         request.end = self._clock.now()
         if error is not None:
             request.completion = None
+        deadlines = self._deadlines
+        while deadlines and deadlines[0].ended:
+            deadlines.popleft()
         self._ended(request)
 
     # --- instances that are away -------------------------------------------------------------------------------------
@@ -238,8 +241,6 @@ class Dispatcher:
     def _arm(self) -> None:
         """One timer for the earliest deadline: requests come in the order of their deadlines."""
         assert self._timeout is not None
-        while self._deadlines and self._deadlines[0].ended:
-            self._deadlines.popleft()
         self._timer = None
         if self._deadlines:
             left = self._deadlines[0].arrival + self._timeout - self._clock.now()
@@ -248,10 +249,8 @@ class Dispatcher:
     def _expire(self) -> None:
         assert self._timeout is not None
         now = self._clock.now()
-        while self._deadlines and (self._deadlines[0].ended or self._deadlines[0].arrival + self._timeout <= now):
+        while self._deadlines and self._deadlines[0].arrival + self._timeout <= now:
             request = self._deadlines.popleft()
-            if request.ended:
-                continue
             request.expired = True
             if request.task is None:
                 self._end(request, self._too_late())

@@ -50,8 +50,8 @@ class Lognormal(Options, frozen=True, tag="lognormal", tag_field="kind"):
         at_most: larger ones are lowered to it.
     """
 
-    mean: Annotated[float, Meta(ge=1)]
-    cv: Annotated[float, Meta(gt=0)] = 1.0
+    mean: Annotated[float, Meta(ge=1, le=1e9)]
+    cv: Annotated[float, Meta(gt=0, le=100)] = 1.0
     at_least: Positive = 1
     at_most: Positive | None = None
 
