@@ -16,7 +16,7 @@ DECISION = "cache_"
 """How the names of an instance's cache decisions begin."""
 
 
-class Event(msgspec.Struct, frozen=True):
+class Event(msgspec.Struct, frozen=True, gc=False):
     """The facts of one line that two runs can be compared by, or a time line can show; others are passed over.
 
     ``time`` is in seconds since the run began.

@@ -10,11 +10,12 @@ import typer
 from lmcache_kit.cli.output import Format, FormatOption, print_json, print_table
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 __all__ = ["register"]
 
 _PERCENTILES = ("p50", "p90", "p99")
+_ROWS = 32
 
 
 def register(app: typer.Typer) -> None:
@@ -61,23 +62,31 @@ def _show(facts: Mapping[str, Any]) -> None:
     keys = ("scenario", "clock", "seed", "status", "path")
     print_table(["", *keys], [[name, *(facts[name.lower()][key] for key in keys)] for name in ("A", "B")])
     print_table(["event", "A", "B"], [[name, f"{n['a']:,}", f"{n['b']:,}"] for name, n in facts["counts"].items()])
-    print_table(
-        ["decisions of", "A", "B", ""],
-        [
+    _show_sequences(facts["sequences"])
+    _show_divergence(facts)
+    _show_requests(facts["requests"])
+    _show_report(facts["report"])
+    if facts["times"] is not None:
+        _show_times(facts["times"])
+
+
+def _show_sequences(sequences: Sequence[Mapping[str, Any]]) -> None:
+    """All of a small fleet; of a large one those that differ, and of those the first."""
+    parted = [each for each in sequences if not each["equal"]]
+    shown = sequences if len(sequences) <= _ROWS else parted[:_ROWS]
+    if shown:
+        rows = [
             [
                 " ".join(filter(None, (each["instance"], each.get("location")))),
                 f"{each['a']:,}",
                 f"{each['b']:,}",
                 "equal" if each["equal"] else f"differ from {each['first_difference']:,} on",
             ]
-            for each in facts["sequences"]
-        ],
-    )
-    _show_divergence(facts)
-    _show_requests(facts["requests"])
-    _show_report(facts["report"])
-    if facts["times"] is not None:
-        _show_times(facts["times"])
+            for each in shown
+        ]
+        print_table(["decisions of", "A", "B", ""], rows)
+    if len(shown) < len(sequences):
+        typer.echo(f"sequences of decisions: {len(sequences):,}, of which {len(parted):,} differ")
 
 
 def _show_divergence(facts: Mapping[str, Any]) -> None:
@@ -143,7 +152,6 @@ def _show_report(report: Mapping[str, Any]) -> None:
 
 
 def _show_times(times: Mapping[str, Any]) -> None:
-    typer.echo("\nB's values over A's:")
     rows = []
     for each in times["results"]:
         ratios = [(each.get(key) or {}).get(name) for key in ("ttft_ratio", "latency_ratio") for name in _PERCENTILES]
@@ -151,14 +159,18 @@ def _show_times(times: Mapping[str, Any]) -> None:
         rates = (_number(rate.get(key), form) for key, form in (("a", ".4f"), ("b", ".4f"), ("points", "+.2f")))
         rows.append([each["name"], *(_number(ratio, ".3g") for ratio in ratios), *rates])
     heads = [f"{what} {name}" for what in ("TTFT", "latency") for name in _PERCENTILES]
-    print_table(["result", *heads, "hit rate A", "hit rate B", "points"], rows)
-    typer.echo("Requests in both, errors of B against A in percent:")
+    if rows:
+        typer.echo("\nB's values over A's:")
+        print_table(["result", *heads, "hit rate A", "hit rate B", "points"], rows)
     rows = [
         [each["workload"] or "all", what, *_errors(each[what]), _number(each["hit_rate"]["points"], "+.2f")]
         for each in times["requests"]
         for what in ("ttft", "latency")
         if each[what] is not None
     ]
+    if not rows:
+        return
+    typer.echo("Requests in both, errors of B against A in percent:")
     own, of = (f"{name} of errors" for name in _PERCENTILES), (f"error of {name}" for name in _PERCENTILES)
     print_table(["workload", "time", "requests", "MAPE", *own, *of, "hit rate points"], rows)
 
