@@ -151,8 +151,8 @@ class Run:
             emit=events.sink(name),
             progress=lambda line: self._progress(f"{name}: {line}"),
         )
-        events.write("workload_started", workload=name)
         await faults.start(name)
+        events.write("workload_started", workload=name)
         begin = self._clock.now()
         try:
             self._results[name] = await workload.run(context)
