@@ -30,7 +30,7 @@ def _gap(spec: Poisson | Gamma | Bursts, draws: Draws) -> float:
         return spec.every
     if isinstance(spec, Poisson):
         return draws.exponential(1.0 / spec.rate)
-    if not spec.cv:
+    if spec.cv < 1e-9:
         return 1.0 / spec.rate
     variance = spec.cv * spec.cv
     return draws.gamma(1.0 / variance) * variance / spec.rate

@@ -251,6 +251,8 @@ class Dispatcher:
         now = self._clock.now()
         while self._deadlines and self._deadlines[0].arrival + self._timeout <= now:
             request = self._deadlines.popleft()
+            if request.ended:
+                continue
             request.expired = True
             if request.task is None:
                 self._end(request, self._too_late())
