@@ -15,6 +15,7 @@ from lmcache_kit.errors import InvalidRequestError
 __all__ = ["AzureReader", "BurstGPTReader"]
 
 _LARGEST = 2**31 - 1
+_DIGITS = 10
 
 
 class _LengthsReader(TraceReader):
@@ -37,7 +38,7 @@ class _LengthsReader(TraceReader):
         for where, row in self._rows(path):
             try:
                 stamp = self.seconds(row[self.time] or "")
-            except ValueError:
+            except (ValueError, OverflowError):
                 raise InvalidRequestError(f"{where}: {self.time} {row[self.time]!r} is not a time") from None
             first = stamp if first is None else first
             tokens = _count(row, self.inputs, where, least=1)
@@ -81,9 +82,10 @@ def _texts(path: Path, lines: Iterable[bytes]) -> Iterator[str]:
 
 
 def _count(row: Mapping[str, str | None], column: str, where: str, *, least: int) -> int:
-    text = row[column] or ""
-    if not (text.strip().isascii() and text.strip().isdigit()) or not least <= int(text) <= _LARGEST:
-        raise InvalidRequestError(f"{where}: {column} {text!r} is not a whole number of at least {least}")
+    text = (row[column] or "").strip()
+    # A length is looked at before the number is: Python refuses to read very long ones.
+    if not (text.isascii() and text.isdigit() and len(text) <= _DIGITS) or not least <= int(text) <= _LARGEST:
+        raise InvalidRequestError(f"{where}: {column} {text[:40]!r} is not a whole number from {least} to {_LARGEST}")
     return int(text)
 
 

@@ -26,7 +26,7 @@ def json_lines(path: Path, row: type[T], *, hint: str) -> Iterator[tuple[str, T]
                 where = f"{path}:{number}"
                 try:
                     yield where, decoder.decode(line)
-                except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                     raise InvalidRequestError(f"{where}: {error}", hint=hint) from None
     except OSError as error:
         raise InvalidRequestError(f"{path} cannot be read: {error.strerror}") from None

@@ -91,7 +91,7 @@ class KVCacheTesterReader(TraceReader):
 def _decode(file: Path) -> _Conversation:
     try:
         return msgspec.json.decode(file.read_bytes(), type=_Conversation)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidRequestError(
             f"{file}: {error}", hint="one JSON object per file, as in the traces of kv-cache-tester"
         ) from None

@@ -84,11 +84,11 @@ def test_the_scenario_runs_on_the_virtual_clock(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not REAL.exists(), reason="the Mooncake conversation trace is not on this machine")
-def test_one_sweep_gives_the_reference_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_sweep_gives_the_reference_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["sweep", str(ROOT / "scenarios" / "capacity_sweep.yaml"), "--jobs", "1", "--format", "json"]
     words += ["--set", f"workloads.reuse.path={REAL.resolve()}", "--output-dir", str(tmp_path / "out")]
-    words += ["--vary", "workloads.reuse.capacity=1000,10000,30000,50000,100000,null"]
+    words += ["--vary", "workloads.reuse.capacity=30000,null"]
     assert main(words) == 0
     cells = json.loads(capsys.readouterr().out)["cells"]
     rates = [round(cell["metrics"]["reuse.block_hit_rate"], 4) for cell in cells]
-    assert rates == [0.0445, 0.2112, 0.3257, 0.3546, 0.3637, 0.3664]
+    assert rates == [0.3257, 0.3664]
