@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+import yaml
 
 from lmcache_kit.errors import ConfigError
 from lmcache_kit.scenario.document import parse_value
 
 __all__ = ["Axis", "cells", "override", "parse_axes", "parse_axis", "shown_value"]
+
+_ONE_LINE = 2**31
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +62,12 @@ def cells(axes: Sequence[Axis]) -> list[dict[str, Any]]:
 
 def override(path: str, value: Any) -> str:
     """What ``--set`` takes to give ``path`` this very value. Raises ConfigError for what has no such text."""
-    # JSON is YAML too, except for numbers such as 1e5, which YAML 1.1 takes for text.
-    text = msgspec.json.encode(value).decode()
+    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=_ONE_LINE)
+    text = text.removesuffix("\n").removesuffix("\n...")
     if _differ(parse_value(text), value):
-        text = str(value)
-        if _differ(parse_value(text), value):
-            raise ConfigError(f"{path} cannot be set to {value!r}", hint="write the number without an exponent")
+        raise ConfigError(
+            f"{path} cannot be set to {value!r}", hint="--vary takes plain text, numbers, lists and mappings"
+        )
     return f"{path}={text}"
 
 
