@@ -40,15 +40,17 @@ class Player:
         self._open = 0
         self._exhausted = False
         self._finished = asyncio.Event()
-        self.start = 0.0
-        """The clock's reading at arrival 0."""
+        self._start = 0.0
         self.most_late = 0.0
         """Seconds that the latest request was made after its time: how far the player fell behind."""
 
-    async def play(self, dispatcher: Dispatcher) -> None:
-        """Play to the end of the last request. What the dispatcher fails with is raised."""
+    async def play(self, dispatcher: Dispatcher, *, start: float) -> None:
+        """Play to the end of the last request; ``start`` is the clock's reading at arrival 0.
+
+        What the dispatcher fails with is raised.
+        """
         self._submit = dispatcher.submit
-        self.start = self._clock.now()
+        self._start = start
         work = asyncio.ensure_future(self._work())
         try:
             await asyncio.wait({work, dispatcher.failure}, return_when=asyncio.FIRST_COMPLETED)
@@ -88,7 +90,7 @@ class Player:
         clock, scale = self._clock, self._time_scale
         at_once = 0
         for record in self._source.records:
-            due = self.start + record.arrival / scale
+            due = self._start + record.arrival / scale
             now = clock.now()
             if due > now:
                 at_once = 0

@@ -147,7 +147,7 @@ def test_conservation(plan: Plan) -> None:
             submit(request)
 
         dispatcher.submit = watched  # type: ignore[method-assign]
-        await player.play(dispatcher)
+        await player.play(dispatcher, start=clock.now())
         assert dispatcher.load.in_flight == [0] * len(instances)
         await dispatcher.close()
 

@@ -83,7 +83,7 @@ class TrafficWorkload(Workload):
         context.progress(f"{_described(source)} on {format_count(len(names), 'instances')}, {options.routing}")
         measures.start = context.clock.now()
         try:
-            await player.play(dispatcher)
+            await player.play(dispatcher, start=measures.start)
         finally:
             await dispatcher.close()
         values = measures.values(
