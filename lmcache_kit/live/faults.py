@@ -9,6 +9,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -85,7 +86,7 @@ class WallFaults:
     async def restart(self, target: str) -> None:
         if target == CONTROLLER:
             await self._supervisor.restart(self._plan.controller, ports=self._plan.controller_ports)
-            await self._fleet.controller_back(self._reaching_controller(), timeout=self._timeout)
+            await self._fleet.controller_back(self._reaching_controller, timeout=self._timeout)
         else:
             planned = self._planned[target]
             set_aside(self._event_logs[target])
@@ -93,8 +94,7 @@ class WallFaults:
             faults = msgspec.json.encode(self._faults(target)).decode()
             spec = replace(planned.spec, env={**planned.spec.env, FAULTS_VARIABLE: faults})
             await self._supervisor.restart(spec, ports=planned.ports)
-            joins = CONTROLLER not in self._down and frozenset((target, CONTROLLER)) not in self._cut
-            await self._fleet.instance_back(target, joins=joins, timeout=self._timeout)
+            await self._fleet.instance_back(target, joins=partial(self._joins, target), timeout=self._timeout)
         self._down.discard(target)
         if target != CONTROLLER:
             await self._tell(target)  # what changed while it started
@@ -122,6 +122,9 @@ class WallFaults:
     async def empty_tier(self, instance: str, location: str) -> None:
         self._full.discard((instance, location))
         await self._tell(instance)
+
+    def _joins(self, instance: str) -> bool:
+        return CONTROLLER not in self._down and frozenset((instance, CONTROLLER)) not in self._cut
 
     def _reaching_controller(self) -> set[str]:
         return {

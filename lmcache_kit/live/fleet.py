@@ -82,19 +82,19 @@ class Fleet:
             return False
         return instances <= {info["instance_id"] for info in infos}
 
-    async def instance_back(self, instance_id: str, *, joins: bool, timeout: float) -> None:
-        """Wait until an instance that was started again serves and, if it ``joins`` the controller, is known to it.
+    async def instance_back(self, instance_id: str, *, joins: Callable[[], bool], timeout: float) -> None:
+        """Wait until an instance that was started again serves and, while it ``joins`` the controller, is known to it.
 
         Raises UnavailableError when that takes longer than ``timeout`` seconds.
         """
         deadline = asyncio.get_running_loop().time() + timeout
         await self._poll(
-            lambda: self._told_everything({instance_id}) if joins else self._clients[instance_id].ready(),
+            lambda: self._told_everything({instance_id}) if joins() else self._clients[instance_id].ready(),
             deadline,
             f"instance {instance_id} is not back within startup_timeout ({timeout:g} s)",
         )
 
-    async def controller_back(self, instances: set[str], *, timeout: float) -> None:
+    async def controller_back(self, instances: Callable[[], set[str]], *, timeout: float) -> None:
         """Wait until a controller that was started again serves and knows ``instances`` and what they hold.
 
         Raises UnavailableError when that takes longer than ``timeout`` seconds.
@@ -103,7 +103,7 @@ class Fleet:
         late = f"within startup_timeout ({timeout:g} s)"
         await self._poll(self.controller.ready, deadline, f"the controller is not back {late}")
         await self._poll(
-            lambda: self._all_known(instances), deadline, f"not every instance has joined the controller again {late}"
+            lambda: self._all_known(instances()), deadline, f"not every instance has joined the controller again {late}"
         )
 
     async def _all_known(self, instances: set[str]) -> bool:

@@ -156,8 +156,11 @@ class Membership:
                 self._joined(reply)
                 return
             self.registered = self.pushed_only = False
-            await asyncio.sleep(pause)
-            pause = min(pause * 2, SLOWEST_RETRY_SECONDS)
+            if await self._wait(pause):  # connected anew: what failed before says nothing any more
+                self._again.clear()
+                pause = FIRST_RETRY_SECONDS
+            else:
+                pause = min(pause * 2, SLOWEST_RETRY_SECONDS)
 
     async def _register_by_pushing(self) -> bool:
         if not await self._push.try_send([RegisterMsg(**self._identity())]):

@@ -158,11 +158,11 @@ class Fleet:
     def __init__(self) -> None:
         self.waited: list[Any] = []
 
-    async def instance_back(self, instance_id: str, *, joins: bool, timeout: float) -> None:
-        self.waited.append((instance_id, joins))
+    async def instance_back(self, instance_id: str, *, joins: Any, timeout: float) -> None:
+        self.waited.append((instance_id, joins()))
 
-    async def controller_back(self, instances: set[str], *, timeout: float) -> None:
-        self.waited.append(instances)
+    async def controller_back(self, instances: Any, *, timeout: float) -> None:
+        self.waited.append(instances())
 
 
 @pytest.fixture
