@@ -55,7 +55,7 @@ def run(
     def progress(line: str) -> None:
         typer.echo(f"[{time.monotonic() - start:6.1f} s] {line}", err=True)
 
-    work: Run | VirtualRun
+    work: Run | VirtualRun | None = None
     try:
         if loaded.clock == "virtual":
             logging.getLogger("lmcache_kit").setLevel(logging.WARNING)  # of processes that do not exist
@@ -66,7 +66,7 @@ def run(
             finished = _until_signalled(work.run())
     except LMCacheKitError:
         # What was measured before it failed is a result too.
-        if work.report is not None:
+        if work is not None and work.report is not None:
             _show(work.report, format)
         raise
     _show(finished, format)

@@ -143,13 +143,17 @@ class Costs(_Strict, kw_only=True, frozen=True):
             raise _missing("compression method", method, "codecs", "{ratio: 4, encode_gbps: 0.5, decode_gbps: 0.5}")
         return _convert(DEFAULT_CODECS[method], CodecCosts, f"costs.codecs.{method}")
 
-    def tier(self, location: str) -> TierCosts:
-        """Those of a location. Raises ConfigError when nobody gave any."""
-        if location in self.tiers:
-            return self.tiers[location]
-        if location not in DEFAULT_TIERS:
+    def tier(self, location: str, usual: str) -> TierCosts:
+        """Those of a location, or else of the one that its storage plugin calls ``usual``.
+
+        Raises ConfigError when nobody gave any.
+        """
+        for name in (location, usual):
+            if name in self.tiers:
+                return self.tiers[name]
+        if usual not in DEFAULT_TIERS:
             raise _missing("tier", location, "tiers", "{read_gbps: 1, write_gbps: 1, read_seconds: 0.0005}")
-        return _convert(DEFAULT_TIERS[location], TierCosts, f"costs.tiers.{location}")
+        return _convert(DEFAULT_TIERS[usual], TierCosts, f"costs.tiers.{usual}")
 
 
 def load_costs(given: str | dict[str, Any] | None, base_dir: Path) -> Costs:

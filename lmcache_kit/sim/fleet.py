@@ -194,7 +194,7 @@ class SimFleet:
         return SimTier(
             location=location,
             state=TierState(0, location, None, self._policy(spec), VirtualClock(self._loop)),
-            device=TierDevice(self._costs.tier(location)),
+            device=TierDevice(self._costs.tier(location, record.location)),
             persistent="persistent" in record.capabilities and shared is None,
             readable=config.retrieve_locations is None or location in config.retrieve_locations,
             method=spec.method,
