@@ -28,6 +28,9 @@ class GenerationRequest:
 class GenerationFacts:
     """What is known of one completion; filled while it runs. Times in seconds.
 
+    ``start_seconds``, ``prefill_seconds``, ``copy_seconds`` and ``decode_seconds`` are what the engine's thread worked
+    on it, without the waits between: handing it the loaded KV, the prompt up to the first token, taking the prompt's
+    KV out, and all further tokens together. ``save_seconds`` is what saving took, while decoding went on.
     ``loaded_bytes`` and ``stored_bytes`` are as the tiers hold them, each copy counted; the ``..._kv_bytes`` beside
     them are the same tokens as the engine has them.
     """
@@ -39,7 +42,11 @@ class GenerationFacts:
     codecs: dict[str, int] = field(default_factory=dict)
     queue_seconds: float = 0.0
     load_seconds: float = 0.0
+    start_seconds: float = 0.0
     prefill_seconds: float = 0.0
+    copy_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    save_seconds: float = 0.0
     ttft_seconds: float = 0.0
     stored_tokens: int = 0
     loaded_bytes: int = 0

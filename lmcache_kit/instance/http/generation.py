@@ -144,13 +144,14 @@ class Generator:
     ) -> AsyncGenerator[Delta, None]:
         tokens = request.tokens
         prefix = await self._load(tokens, facts)
-        sequence = await self._call(
+        start = partial(
             self._engine.start,
             tokens,
             prefix=prefix,
             prefill_block=self._chunk_size,
             sampling=request.sampling,
         )
+        sequence, facts.start_seconds = await self._call(self._timed, start)
         save: asyncio.Task[int] | None = None
         try:
             token, facts.prefill_seconds = await self._call(self._timed, sequence.prefill)
@@ -162,11 +163,12 @@ class Generator:
                 yield Delta(text, output.take(), facts)
                 text = ""
             kv_start = self._boundary(facts.cached_tokens)
-            kv = await self._call(sequence.kv, kv_start, len(tokens))
+            kv, facts.copy_seconds = await self._call(self._timed, partial(sequence.kv, kv_start, len(tokens)))
             save = self._save(tokens, kv, kv_start, facts)
             del kv
             while facts.finish_reason is None:
-                text = await self._call(self._decode, sequence, output)
+                text, seconds = await self._call(self._timed, partial(self._decode, sequence, output))
+                facts.decode_seconds += seconds
                 if facts.finish_reason is None:
                     yield Delta(text, output.take(), facts)
                     text = ""
@@ -221,7 +223,9 @@ class Generator:
             return 0
         for problem in result.errors:
             log.warning("some KV is not stored: %s", problem)
-        self._metrics.stored(result.num_tokens, self._clock.now() - begin)
+        seconds = self._clock.now() - begin
+        self._metrics.stored(result.num_tokens, seconds)
+        facts.save_seconds += seconds
         facts.stored_bytes += result.nbytes
         facts.stored_kv_bytes += sum(result.by_location.values()) * self._engine.info.layout.bytes_per_token
         return int(result.num_tokens)

@@ -51,7 +51,8 @@ def openapi() -> dict[str, Any]:
             "prompt_tokens_details": details,
         }
     )
-    seconds = dict.fromkeys(("queue_seconds", "load_seconds", "prefill_seconds", "ttft_seconds"), _NUMBER)
+    steps = ("queue", "load", "start", "prefill", "ttft", "copy", "decode", "save")
+    seconds = {f"{step}_seconds": _NUMBER for step in steps}
     facts = _object({"cached_tokens_by_location": _COUNTS, "codecs": _COUNTS, **seconds, "stored_tokens": _INTEGER})
     error = _object(
         {
