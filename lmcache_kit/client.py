@@ -224,14 +224,14 @@ class Completion:
     """A finished completion.
 
     Args:
-        text: what the model wrote.
+        text: what the model wrote; None in a simulation, where nothing computes it.
         ttft_seconds: from sending the request to the first piece of text.
         seconds: from sending the request to the end of the answer.
         usage: token counts as the server reports them.
         raw: the last chunk that carried a usage, with whatever extra keys the server sent.
     """
 
-    text: str
+    text: str | None
     ttft_seconds: float
     seconds: float
     usage: dict[str, Any]

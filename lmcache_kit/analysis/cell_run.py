@@ -49,7 +49,7 @@ async def run_cell(
     except ConfigError:
         return None, _last_words(log, status)
     if report["status"] == "missed":
-        missed = [outcome["path"] for outcome in report["expectations"] if not outcome["met"]]
+        missed = [outcome["path"] for outcome in report["expectations"] if outcome["met"] is False]
         return report, f"missed {', '.join(missed)}"
     return report, None if status == 0 else report["error"] or _last_words(log, status)
 

@@ -71,7 +71,7 @@ def run(
         raise
     _show(finished, format)
     progress(f"report in {output}")
-    missed = [outcome for outcome in finished["expectations"] if not outcome["met"]]
+    missed = [outcome for outcome in finished["expectations"] if outcome["met"] is False]
     for outcome in missed:
         got = outcome["problem"] or f"got {outcome['got']!r}"
         typer.echo(f"missed: {outcome['path']}: wanted {outcome['wanted']!r}, {got}", err=True)

@@ -152,18 +152,18 @@ class SimInstanceClient:
     async def complete(
         self, prompt: str | Sequence[int], *, max_tokens: int = 16, temperature: float = 0.0, **more: Any
     ) -> dict[str, Any]:
-        """As of InstanceClient; the text is empty, since nothing computes it."""
+        """As of InstanceClient, without a text, which nothing computes."""
         answer = await self._answer(prompt, max_tokens)
-        return {"choices": [{"index": 0, "text": "", "finish_reason": "length"}], **answer.body()}
+        return {"choices": [{"index": 0, "text": None, "finish_reason": "length"}], **answer.body()}
 
     async def stream_complete(
         self, prompt: str | Sequence[int], *, max_tokens: int = 16, temperature: float = 0.0, **more: Any
     ) -> Completion:
-        """As of InstanceClient; the text is empty, since nothing computes it."""
+        """As of InstanceClient, without a text, which nothing computes."""
         answer = await self._answer(prompt, max_tokens)
         body = answer.body()
         return Completion(
-            text="", ttft_seconds=answer.ttft_seconds, seconds=answer.seconds, usage=body["usage"], raw=body
+            text=None, ttft_seconds=answer.ttft_seconds, seconds=answer.seconds, usage=body["usage"], raw=body
         )
 
     async def _answer(self, prompt: str | Sequence[int], max_tokens: int) -> Answer:

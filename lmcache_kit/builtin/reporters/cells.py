@@ -55,6 +55,9 @@ _SHOWN_IN_CELLS = frozenset({"name", "kind", "counts", "tokens", "bytes_before",
 _WORTH = ("hit_rate", "verified", "all_found", "method")
 
 
+_MET = {True: "met", False: "MISSED", None: "unknown"}
+
+
 def used(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[int]:
     """Positions of the columns that say something in any row; the others only take room."""
     return [index for index in range(len(columns)) if any(row[index] not in ("", "-") for row in rows)]
@@ -119,7 +122,7 @@ def expectation_cells(outcome: Mapping[str, Any]) -> list[str]:
     wanted = detail(outcome["wanted"])
     if outcome.get("against") is not None:
         wanted += f" ({detail(outcome['against'])}{unit})"
-    return [str(outcome["path"]), wanted, got, "met" if outcome["met"] else "MISSED"]
+    return [str(outcome["path"]), wanted, got, _MET[outcome["met"]]]
 
 
 def detail(value: Any) -> str:

@@ -184,12 +184,13 @@ def _comparison(entries: Sequence[Served], name: str, context: WorkloadContext) 
     earlier = served(context, name)
     if len(earlier) != len(entries):
         raise ConfigError(f"{context.name} has {len(entries)} prompts, {name} had {len(earlier)}: nothing to compare")
-    equal = [mine.text == its.text for mine, its in zip(entries, earlier, strict=True)]
     mine, its = _median_ttft(entries), _median_ttft(earlier)
+    known = all(entry.text is not None for entry in (*entries, *earlier))
+    equal = [mine.text == its.text for mine, its in zip(entries, earlier, strict=True)] if known else []
     return {
         "compared_to": name,
-        "text_equal": all(equal),
-        "text_equal_count": sum(equal),
+        "text_equal": all(equal) if known else None,
+        "text_equal_count": sum(equal) if known else None,
         "text_differs_at": [position for position, same in enumerate(equal) if not same],
         "ttft_ratio": mine / its if mine is not None and its else None,
     }

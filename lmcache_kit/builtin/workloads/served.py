@@ -26,14 +26,14 @@ class Served:
     Args:
         prompt: the prompt.
         instance_id: the instance that served it.
-        text: what the model wrote.
+        text: what the model wrote; None in a simulation.
         ttft_seconds: time to first token, None without streaming.
         tokens: the prompt's token ids, filled in when a later workload first needs them.
     """
 
     prompt: Prompt
     instance_id: str
-    text: str
+    text: str | None
     ttft_seconds: float | None
     tokens: list[int]
 
