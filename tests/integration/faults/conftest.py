@@ -50,9 +50,10 @@ class Running:
 
     async def until(self, condition: Callable[[], Awaitable[Any]], what: str) -> Any:
         """What ``condition`` gives once it is true."""
-        async with asyncio.timeout(DEADLINE):
-            while not (value := await condition()):
-                await asyncio.sleep(0.02)
+        deadline = asyncio.get_running_loop().time() + DEADLINE
+        while not (value := await condition()):
+            assert asyncio.get_running_loop().time() < deadline, f"{what} did not come within {DEADLINE:g} s"
+            await asyncio.sleep(0.02)
         return value
 
     async def held(self, tokens: list[int]) -> dict[str, Any]:
