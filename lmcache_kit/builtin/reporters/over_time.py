@@ -21,9 +21,10 @@ _PERCENTILE = re.compile(r"_(p\d+|mean|min|max)(?=_|$)")
 
 def windows_charts(result: Mapping[str, Any]) -> list[str]:
     """The charts of one result; none where it has no windows or they are of another form."""
+    found = result.get("windows")
     windows = [
         (start, each)
-        for each in result.get("windows") or ()
+        for each in (found if isinstance(found, list) else ())
         if isinstance(each, Mapping) and (start := _number(each.get("start_seconds", each.get("start")))) is not None
     ]
     if len(windows) < 2:

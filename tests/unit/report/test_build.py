@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import platform
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from lmcache_kit.contracts.workload import WorkloadResult
 from lmcache_kit.errors import ConfigError
 from lmcache_kit.plugins import PluginRegistry
-from lmcache_kit.report import build_report, read_report
+from lmcache_kit.report import build_report, read_report, write_machine_facts
 from lmcache_kit.report.build import host_facts, plugin_facts
 
 
@@ -69,3 +70,38 @@ def test_a_report_is_read_back(tmp_path: Path, report: dict[str, Any]) -> None:
     path = tmp_path / "report.json"
     path.write_text(json.dumps(report))
     assert read_report(path) == report
+
+
+def virtual_report() -> dict[str, Any]:
+    return build_report(
+        scenario="x",
+        summary="",
+        clock="virtual",
+        seed=1,
+        status="passed",
+        error=None,
+        started=time.time(),
+        seconds=3600.0,
+        boot_seconds=0.0,
+        results=[],
+        expectations=[],
+        plugins=[],
+    )
+
+
+def test_the_report_of_a_virtual_run_is_the_same_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = virtual_report()
+    monkeypatch.setattr(platform, "python_version", lambda: "9.9.9")
+    monkeypatch.setattr(platform, "machine", lambda: "abacus")
+    monkeypatch.setattr(time, "time", lambda: 0.0)
+    assert json.dumps(virtual_report()) == json.dumps(here)
+    assert not {"host", "versions", "started_unix"} & set(here)
+    assert here["seconds"] == 3600.0
+
+
+def test_what_it_leaves_out_is_in_a_file_of_its_own(tmp_path: Path) -> None:
+    write_machine_facts(tmp_path, started=5.0, seconds=0.5)
+    facts = json.loads((tmp_path / "machine.json").read_text())
+    assert (facts["started_unix"], facts["seconds"]) == (5.0, 0.5)
+    assert facts["versions"]["python"] == platform.python_version()
+    assert facts["host"] == host_facts()

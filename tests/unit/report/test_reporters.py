@@ -73,7 +73,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
-        if tag not in ("meta", "rect", "br"):
+        if tag not in ("meta", "rect", "br", "line"):
             self.open.append(tag)
         self.loads += [value or "" for name, value in attrs if name in ("src", "href", "onload", "style", "onclick")]
 
@@ -81,7 +81,7 @@ class Page(HTMLParser):
         self.tags.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
-        if tag not in ("rect",):
+        if tag not in ("rect", "line"):
             assert self.open.pop() == tag
         elif self.open and self.open[-1] == tag:
             self.open.pop()
@@ -142,3 +142,51 @@ def test_counts_and_truth_values_read_as_words(report: dict[str, Any]) -> None:
 def test_a_run_that_never_booted_has_a_page(report: dict[str, Any]) -> None:
     report |= {"results": [], "expectations": [], "boot_seconds": None, "seconds": 0.25}
     assert "250 ms" in render("html", report)
+
+
+@pytest.fixture
+def traffic(report: dict[str, Any]) -> dict[str, Any]:
+    """The report of a virtual run of traffic."""
+    for key in ("host", "versions", "started_unix"):
+        del report[key]
+    played = {
+        "name": "Play",
+        "kind": "traffic",
+        "counts": {"requests": 12, "failed": 1},
+        "tokens": 1000,
+        "hit_rate": 0.34567,
+        "block_hit_rate": 0.25,
+        "seconds": 3600.4,
+        "ttft_seconds": {"p50": 0.25, "p90": 0.5, "p99": 1.75},
+        "tpot_seconds": {"p50": 0.0125, "p99": 0.5},
+        "latency_seconds": {"p50": 2.25, "p90": 3.0, "p99": 4.0},
+        "by_instance": {f"<r-{index}>": {"requests": index} for index in range(30)},
+        "windows": [{"start_seconds": 60.0 * at, "hit_rate": at / 4, "ttft_p50_seconds": 0.1} for at in range(4)],
+    }
+    links = [{"from": "a", "to": "b", "bytes": 3 * 2**30, "busy_seconds": 1.5}]
+    return report | {"clock": "virtual", "seconds": 3605.0, "results": [played], "expectations": [], "links": links}
+
+
+def test_the_table_of_traffic_shows_what_users_get(traffic: dict[str, Any]) -> None:
+    text = render("table", traffic)
+    for shown in ("0.3457", "250 ms", "1.75 s", "12.5 ms", "3,600 s", "12 requests, 1 failed", "block hit rate 0.25"):
+        assert shown in text, shown
+    assert text.count("0.3457") == 1
+    assert "TTFT cold" not in text
+
+
+def test_the_page_of_traffic_shows_it_over_time_and_part_by_part(traffic: dict[str, Any]) -> None:
+    html = render("html", traffic)
+    page = Page()
+    page.feed(html)
+    for shown in ("Over time", "Play: hit rates", "Play: ttft p50", "Links", "3 GiB", "Play: by instance", "30 rows"):
+        assert shown in page.text, shown
+    assert "<r-3>" in page.text
+    assert "Host and versions" not in page.text
+    assert page.loads == []
+    assert "nan" not in html.replace("nano", "").lower()
+
+
+def test_the_page_of_equal_reports_is_equal(traffic: dict[str, Any]) -> None:
+    again = json.loads(json.dumps(traffic))
+    assert render("html", traffic) == render("html", again)
