@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import heapq
+import math
 from asyncio import events
 from collections import deque
 from collections.abc import Callable, Coroutine
@@ -64,7 +65,10 @@ class VirtualLoop(_EventLoop):  # type: ignore[misc]
         self, when: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
     ) -> asyncio.TimerHandle:
         handle = asyncio.TimerHandle(when, callback, args, self, context)
-        self.at(when, self._fire, handle)
+        if math.isnan(when):
+            raise LMCacheKitError("a time is not a number: nothing can wait for it")
+        if when < math.inf:  # what is to happen at the end of time never does
+            self.at(when, self._fire, handle)
         return handle
 
     def call_later(
@@ -106,6 +110,7 @@ class VirtualLoop(_EventLoop):  # type: ignore[misc]
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run until ``work`` is done; what else is scheduled is left."""
         if events._get_running_loop() is not None:
+            work.close()
             raise RuntimeError("a virtual loop cannot run inside another event loop")
         task: asyncio.Task[T] = self.create_task(work)
         events._set_running_loop(self)
@@ -122,11 +127,16 @@ class VirtualLoop(_EventLoop):  # type: ignore[misc]
 
     def _until(self, task: asyncio.Task[Any]) -> None:
         heap, ready = self._heap, self._ready
+        handle: Any
+        call: Any
+        args: Any
         while True:
             while ready:
                 handle = ready.popleft()
                 if not handle.cancelled():
                     handle._run()
+            # A task that failed tells when nothing holds it any more: these names must not.
+            handle = call = args = None
             if self._failure is not None:
                 raise self._failure
             if task.done():
@@ -141,6 +151,18 @@ class VirtualLoop(_EventLoop):  # type: ignore[misc]
             handle = self._ready.popleft()
             if not handle.cancelled():
                 handle._run()
+
+
+def _refused(name: str) -> Callable[..., NoReturn]:
+    def refuse(self: VirtualLoop, *args: Any, **more: Any) -> NoReturn:
+        raise LMCacheKitError(f"there is no {name} under the virtual clock: no sockets, processes, signals or threads")
+
+    return refuse
+
+
+for _name in dir(asyncio.AbstractEventLoop):
+    if not _name.startswith("_") and _name not in vars(VirtualLoop):
+        setattr(VirtualLoop, _name, _refused(_name))
 
 
 class VirtualClock:
