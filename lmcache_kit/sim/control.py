@@ -133,6 +133,7 @@ class ControlledSimStore:
         read = device.read(self._loop.time(), entry.nbytes) - self._loop.time()
         coding = store.decode_seconds(entry.codec or RAW, entry.num_tokens)
         coding += store.encode_seconds(method, entry.num_tokens)
+        coding += store.decode_seconds(method, entry.num_tokens)  # what was encoded is verified by decoding it
         await asyncio.sleep(read + coding)
         nbytes, before = store.size(entry.name, entry.num_tokens, method), entry.nbytes
         await asyncio.sleep(device.write(self._loop.time(), nbytes) - self._loop.time())

@@ -15,7 +15,10 @@ from msgspec import Meta
 from lmcache_kit.errors import ConfigError, UnknownNameError
 from lmcache_kit.sim.profiles import DEFAULT_CODECS, DEFAULT_TIERS, PROFILES
 
-__all__ = ["CodecCosts", "Costs", "EngineCosts", "TierCosts", "load_costs"]
+__all__ = ["CodecCosts", "Costs", "EngineCosts", "TierCosts", "load_costs", "prefill_passes"]
+
+TURN_BYTES = 2**20
+"""Of KV, which are worth a thread's turn of their own (``lmcache_kit.instance.store.execution.Batches``)."""
 
 T = TypeVar("T")
 Seconds = Annotated[float, Meta(ge=0)]
@@ -29,11 +32,15 @@ class _Strict(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=T
 class EngineCosts(_Strict, kw_only=True, frozen=True):
     """Seconds of an engine's steps.
 
-    A prefill of ``n`` tokens behind ``c`` that are there takes ``prefill_base + n * prefill_token + n * (c + n / 2) *
-    prefill_attention``. A decoding step of ``b`` sequences with ``t`` tokens of context together takes ``decode_base +
-    b * decode_sequence + t * decode_context``.
+    A prefill of ``n`` tokens behind ``c`` that are there, in ``p`` passes, takes ``prefill_base + p * prefill_pass +
+    n * prefill_token + n * (c + n / 2) * prefill_attention``. A decoding step of ``b`` sequences with ``t`` tokens of
+    context together takes ``decode_base + b * decode_sequence + t * decode_context``.
 
     Args:
+        prefill_base: the last prompt token, which is computed alone.
+        prefill_pass: each pass over a block of tokens, as long as a chunk.
+        handoff: from the end of one step until a request's next step can begin, and until its client hears of it;
+            the engine may do other things meanwhile. Without ``batched`` only.
         batched: all sequences decode in one step, as on an accelerator with continuous batching; otherwise each step is
             one sequence's, in turn with everything else, as in this project's own engines.
         copy_token: taking the KV of a computed token out of the engine.
@@ -41,6 +48,7 @@ class EngineCosts(_Strict, kw_only=True, frozen=True):
     """
 
     prefill_base: Seconds = 0.0
+    prefill_pass: Seconds = 0.0
     prefill_token: Seconds = 0.0
     prefill_attention: Seconds = 0.0
     decode_base: Seconds = 0.0
@@ -48,16 +56,36 @@ class EngineCosts(_Strict, kw_only=True, frozen=True):
     decode_context: Seconds = 0.0
     copy_token: Seconds = 0.0
     start_token: Seconds = 0.0
+    handoff: Seconds = 0.0
     batched: bool = False
 
-    def prefill(self, new: int, cached: int) -> float:
-        """Seconds until the first token."""
+    def start(self, cached: int) -> float:
+        """Seconds of handing over the KV of ``cached`` tokens."""
+        return cached * self.start_token
+
+    def prefill(self, new: int, cached: int, block: int) -> float:
+        """Seconds until the first token, computed in blocks of ``block`` tokens."""
         attention = new * (cached + new / 2) * self.prefill_attention
-        return self.prefill_base + new * self.prefill_token + attention + cached * self.start_token
+        return (
+            self.prefill_base
+            + prefill_passes(new, cached, block) * self.prefill_pass
+            + new * self.prefill_token
+            + attention
+        )
+
+    def copy(self, tokens: int) -> float:
+        """Seconds of taking the KV of ``tokens`` out."""
+        return tokens * self.copy_token
 
     def step(self, sequences: int, context: float) -> float:
         """Seconds of one decoding step."""
         return self.decode_base + sequences * self.decode_sequence + context * self.decode_context
+
+
+def prefill_passes(new: int, cached: int, block: int) -> int:
+    """Passes over a prompt's ``new`` tokens behind ``cached`` ones, but for the last one: blocks begin at token 0."""
+    before_last = cached + new - 1
+    return -(-before_last // block) - cached // block if new > 1 else 0
 
 
 class CodecCosts(_Strict, kw_only=True, frozen=True):
@@ -117,6 +145,10 @@ class Costs(_Strict, kw_only=True, frozen=True):
     load_seconds: Seconds = 0.0
     restart_seconds: Seconds = 2.0
     threads: Annotated[int, Meta(ge=1)] = 2
+
+    def decoding_turns(self, chunks: int, nbytes: int) -> int:
+        """Threads that decode a prefix of so many chunks, which are so many bytes of KV: small ones go together."""
+        return min(self.threads, chunks, max(1, nbytes // TURN_BYTES))
 
     def engine(self, kind: str, model: str, declared: dict[str, Any] | None) -> EngineCosts:
         """Those of one engine: named here, or what the engine says of itself. Raises ConfigError for neither."""

@@ -17,46 +17,77 @@ Done = Callable[[], object]
 
 
 class SimEngine(ABC):
-    """One engine of one instance."""
+    """One engine of one instance.
+
+    Args:
+        loop: virtual time.
+        costs: of its steps.
+        block: tokens that it computes in one pass.
+    """
+
+    def __init__(self, loop: VirtualLoop, costs: EngineCosts, block: int) -> None:
+        self._loop = loop
+        self._costs = costs
+        self._block = block
+
+    def work(self, new: int, cached: int, copied: int) -> tuple[float, float, float]:
+        """Seconds of starting, prefilling and copying, without waiting."""
+        costs = self._costs
+        return costs.start(cached), costs.prefill(new, cached, self._block), costs.copy(copied)
 
     @abstractmethod
     def prefill(self, new: int, cached: int, done: Done) -> None:
         """``done`` is called when the first token is there."""
 
     @abstractmethod
-    def copy(self, tokens: int, done: Done) -> None:
-        """``done`` is called when the KV of so many tokens was taken out."""
+    def show(self, done: Done) -> None:
+        """``done`` is called when the first token can be sent off."""
 
     @abstractmethod
-    def decode(self, steps: int, context: int, done: Done) -> None:
-        """``done`` is called after so many steps of a sequence that begins with ``context`` tokens."""
+    def go_on(self, tokens: int, copied: Done, steps: int, context: int, done: Callable[[float], object]) -> None:
+        """What follows the first token. ``copied`` is called when the KV of so many tokens was taken out, and ``done``
+        after so many steps of a sequence that begins with ``context`` tokens, with the seconds that its own steps took.
+        """
 
 
 class SerialEngine(SimEngine):
-    """One thread that does everything in the order in which it was asked, one step of one sequence at a time."""
+    """One thread that does everything in the order in which it was asked, one step of one sequence at a time.
 
-    def __init__(self, loop: VirtualLoop, costs: EngineCosts) -> None:
-        self._loop = loop
-        self._costs = costs
+    A request asks for its next step when it has heard of the end of the last one, as this project's instances do: what
+    others asked for in between comes first.
+    """
+
+    def __init__(self, loop: VirtualLoop, costs: EngineCosts, block: int) -> None:
+        super().__init__(loop, costs, block)
         self._thread = Queue()
 
     def _do(self, seconds: float, done: Done) -> None:
-        self._loop.at(self._thread.take(self._loop.time(), seconds), done)
+        self._loop.at(self._thread.take(self._loop.time(), seconds) + self._costs.handoff, done)
 
     def prefill(self, new: int, cached: int, done: Done) -> None:
-        self._do(self._costs.prefill(new, cached), done)
+        start, seconds, _ = self.work(new, cached, 0)
+        self._do(start, lambda: self._do(seconds, done))
 
-    def copy(self, tokens: int, done: Done) -> None:
-        self._do(tokens * self._costs.copy_token, done)
+    def show(self, done: Done) -> None:
+        self._do(0.0, done)
 
-    def decode(self, steps: int, context: int, done: Done) -> None:
+    def go_on(self, tokens: int, copied: Done, steps: int, context: int, done: Callable[[float], object]) -> None:
+        total = 0.0
+
+        def taken_out() -> None:
+            copied()
+            step(steps, context)
+
         def step(left: int, context: int) -> None:
+            nonlocal total
             if left == 0:
-                done()
+                done(total)
             else:
-                self._do(self._costs.step(1, context), lambda: step(left - 1, context + 1))
+                seconds = self._costs.step(1, context)
+                total += seconds
+                self._do(seconds, lambda: step(left - 1, context + 1))
 
-        step(steps, context)
+        self._do(self._costs.copy(tokens), taken_out)
 
 
 class BatchedEngine(SimEngine):
@@ -67,36 +98,37 @@ class BatchedEngine(SimEngine):
     counts as what it is half way.
     """
 
-    def __init__(self, loop: VirtualLoop, costs: EngineCosts) -> None:
-        self._loop = loop
-        self._costs = costs
+    def __init__(self, loop: VirtualLoop, costs: EngineCosts, block: int) -> None:
+        super().__init__(loop, costs, block)
         self._prefills: deque[tuple[float, Done]] = deque()
         self._prefilling = False
         self._steps = 0.0
         self._since = 0.0
-        self._ends: list[tuple[float, int, float, Done]] = []
+        self._ends: list[tuple[float, int, float, float, Callable[[float], object]]] = []
         self._sequence = 0
         self._context = 0.0
         self._version = 0
 
     def prefill(self, new: int, cached: int, done: Done) -> None:
-        self._prefills.append((self._costs.prefill(new, cached), done))
+        start, seconds, _ = self.work(new, cached, 0)
+        self._prefills.append((start + seconds, done))
         if not self._prefilling:
             self._advance()
             self._next()
 
-    def copy(self, tokens: int, done: Done) -> None:
-        self._loop.after(tokens * self._costs.copy_token, done)
+    def show(self, done: Done) -> None:
+        done()
 
-    def decode(self, steps: int, context: int, done: Done) -> None:
+    def go_on(self, tokens: int, copied: Done, steps: int, context: int, done: Callable[[float], object]) -> None:
+        self._loop.after(self._costs.copy(tokens), copied)
         if steps <= 0:
-            done()
+            done(0.0)
             return
         self._advance()
         self._sequence += 1
         middle = context + steps / 2
         self._context += middle
-        heapq.heappush(self._ends, (self._steps + steps, self._sequence, middle, done))
+        heapq.heappush(self._ends, (self._steps + steps, self._sequence, middle, self._loop.time(), done))
         self._plan()
 
     def _next(self) -> None:
@@ -138,16 +170,17 @@ class BatchedEngine(SimEngine):
         self._steps = max(self._steps, self._ends[0][0])
         finished = []
         while self._ends and self._ends[0][0] <= self._steps:
-            _, _, middle, done = heapq.heappop(self._ends)
+            _, _, middle, began, done = heapq.heappop(self._ends)
             self._context -= middle
-            finished.append(done)
+            finished.append((began, done))
         if not self._ends:
             self._context = 0.0
         self._plan()
-        for done in finished:
-            done()
+        now = self._loop.time()
+        for began, done in finished:
+            done(now - began)
 
 
-def make_engine(loop: VirtualLoop, costs: EngineCosts) -> SimEngine:
-    """The engine that the costs describe."""
-    return BatchedEngine(loop, costs) if costs.batched else SerialEngine(loop, costs)
+def make_engine(loop: VirtualLoop, costs: EngineCosts, block: int) -> SimEngine:
+    """The engine that the costs describe; it prefills in blocks of ``block`` tokens."""
+    return BatchedEngine(loop, costs, block) if costs.batched else SerialEngine(loop, costs, block)

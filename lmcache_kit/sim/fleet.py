@@ -125,7 +125,7 @@ class SimFleet:
         instance = SimInstance(
             self._loop,
             name,
-            make_engine(self._loop, steps),
+            make_engine(self._loop, steps, config.hash_spec.chunk_size),
             request_seconds=self._costs.request_seconds,
             max_num_seqs=spec.max_num_seqs,
             report_seconds=self._costs.report_seconds,

@@ -134,29 +134,45 @@ class SimInstance:
         facts.codecs = loaded.codecs
         facts.loaded_bytes = loaded.nbytes
         facts.loaded_kv_bytes = self.store.layout.nbytes(loaded.num_tokens)
-        began = self._loop.time()
         new = request.length - loaded.num_tokens
-        self.engine.prefill(new, loaded.num_tokens, lambda: self._prefilled(request, began))
+        self.engine.prefill(new, loaded.num_tokens, lambda: self._prefilled(request))
 
-    def _prefilled(self, request: _Request, began: float) -> None:
+    def _prefilled(self, request: _Request) -> None:
         if request.life != self.life:
             return
-        facts, now = request.facts, self._loop.time()
-        facts.prefill_seconds = now - began
-        facts.ttft_seconds = now - request.arrived
-        request.ttft = now - request.sent
-        chunk_size = self.store.hasher.spec.chunk_size
-        start = facts.cached_tokens - facts.cached_tokens % chunk_size
+        request.facts.ttft_seconds = self._loop.time() - request.arrived
+        self.engine.show(lambda: self._shown(request))
 
-        def copied() -> None:
-            if request.life == self.life:
-                self.store.save(request.chunks, start, lambda saved: self._saved(request, saved))
-
-        self.engine.copy(request.length - start, copied)
-        self.engine.decode(request.max_tokens - 1, request.length, lambda: self._part(request))
-
-    def _saved(self, request: _Request, saved: Saved) -> None:
+    def _shown(self, request: _Request) -> None:
+        if request.life != self.life:
+            return
         facts = request.facts
+        request.ttft = self._loop.time() - request.sent
+        cached = facts.cached_tokens
+        start = cached - cached % self.store.hasher.spec.chunk_size
+        facts.start_seconds, facts.prefill_seconds, facts.copy_seconds = self.engine.work(
+            request.length - cached, cached, request.length - start
+        )
+        self.engine.go_on(
+            request.length - start,
+            lambda: self._copied(request, start),
+            request.max_tokens - 1,
+            request.length,
+            lambda seconds: self._decoded(request, seconds),
+        )
+
+    def _copied(self, request: _Request, start: int) -> None:
+        if request.life == self.life:
+            began = self._loop.time()
+            self.store.save(request.chunks, start, lambda saved: self._saved(request, began, saved))
+
+    def _decoded(self, request: _Request, seconds: float) -> None:
+        request.facts.decode_seconds = seconds
+        self._part(request)
+
+    def _saved(self, request: _Request, began: float, saved: Saved) -> None:
+        facts = request.facts
+        facts.save_seconds = self._loop.time() - began
         facts.stored_tokens = saved.num_tokens
         facts.stored_bytes = saved.nbytes
         facts.stored_kv_bytes = self.store.layout.nbytes(sum(saved.by_location.values()))

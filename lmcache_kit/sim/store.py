@@ -152,7 +152,8 @@ class SimStore:
             read = self.tiers[tier].device.read(now, nbytes)
             ready = read if read > ready else ready
             decoding += self.decode_seconds(codec, chunk.num_tokens)
-        end = ready + decoding / self.costs.threads + self.costs.load_seconds
+        turns = self.costs.decoding_turns(len(found), self.layout.nbytes(found[-1][0].stop)) if found else 1
+        end = ready + decoding / turns + self.costs.load_seconds
         self._loop.at(end, self._loaded, chunks, limit, found, done)
 
     def _probe(self, name: str) -> tuple[int, int] | None:
@@ -248,7 +249,8 @@ class SimStore:
             largest = self.size(missing[0].name, missing[0].num_tokens, method)
             for tier in self.core.store_targets(largest):
                 written = max(written, self.tiers[tier].device.write(now, nbytes, len(missing)))
-        end = max(written, now + encoding / self.costs.threads) + self.costs.save_seconds
+        turns = max(1, min(self.costs.threads, len(missing)))
+        end = max(written, now + encoding / turns) + self.costs.save_seconds
         self._loop.at(end, self._saved, chunks, start, done)
 
     def _held(self, name: str) -> bool:
