@@ -111,6 +111,15 @@ class Contents:
             log.info("worker %s: %s in %s, a full sync is needed", worker.name, reason, location)
             worker.sync_reason = reason
 
+    def expect(self, worker: Worker) -> None:
+        """Open the slots of the locations that a worker announced.
+
+        One by one, as their first chunks come, each would have every reader make its tables anew: with a thousand
+        workers that takes as long as tens of thousands of lookups.
+        """
+        for location in (worker.locations or ())[:MAX_LOCATIONS]:
+            self._slot(worker, location)
+
     def _slot(self, worker: Worker, location: str) -> int:
         bit = worker.slots.get(location)
         if bit is None:

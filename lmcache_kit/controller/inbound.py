@@ -205,6 +205,7 @@ class Inbound:
         if known is not None or missed or isinstance(message, HeartbeatMsg):
             worker.sync_reason = reason
         self._contents.version += 1
+        self._contents.expect(worker)
         log.info("worker %s registered at %s:%d", worker.name, worker.ip, worker.port)
         return worker
 
