@@ -126,6 +126,9 @@ class SimController:
         self._up = False
 
     def restart(self) -> None:
-        """It knows nothing until the instances' next heartbeats."""
+        """It knows what instances tell it, which notice at once that their connections were made anew."""
         self._begin()
         self._up = True
+        for member in self._members.values():
+            if member.instance.alive:
+                self.join(member)

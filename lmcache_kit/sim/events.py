@@ -50,7 +50,8 @@ class VirtualEventLog:
             self._workload = workload
         elif event == "workload_finished":
             self._workload = None
-        self._line({"time": self._clock.now() - self._start, "workload": workload, "event": event, **facts})
+        under_way = self._workload if event == "fault" else workload
+        self._line({"time": self._clock.now() - self._start, "workload": under_way, "event": event, **facts})
 
     def cache(self, instance: str, event: CacheEvent) -> None:
         """Add a decision of an instance's cache."""

@@ -35,7 +35,7 @@ from lmcache_kit.sim.engine import make_engine
 from lmcache_kit.sim.instance import SimInstance
 from lmcache_kit.sim.loop import VirtualClock, VirtualLoop
 from lmcache_kit.sim.member import Member
-from lmcache_kit.sim.network import Network
+from lmcache_kit.sim.network import CONTROLLER, Network
 from lmcache_kit.sim.store import SimStore, SimTier
 from lmcache_kit.units import parse_bandwidth, parse_duration
 
@@ -144,7 +144,9 @@ class SimFleet:
             for index, (tier, spec) in enumerate(zip(member.tiers, config.tiers, strict=True))
         ]
         for tier, state in zip(member.tiers, states, strict=True):
+            state.full = tier.state.full  # a fault outlives a restart
             tier.state = state
+            tier.device.forget()
         sink = None if self._on_event is None else partial(self._on_event, instance.instance_id)
         instance.store = SimStore(
             self._loop,
@@ -234,11 +236,7 @@ class SimFleet:
                     self.network.shape(name, other, *_shape(transport.bandwidth, transport.latency))
         for link in self._scenario.links:
             self.network.shape(*link.between, *_shape(link.bandwidth, link.latency))
-        self._shapes = {
-            frozenset((one, other)): self.network.shape_of(one, other)
-            for link in self._scenario.links
-            for one, other in [link.between]
-        }
+        self._shapes = self.network.shapes()
 
     # --- faults (lmcache_kit.faults.FaultTarget) ---------------------------------------------------------------------
 
@@ -256,6 +254,7 @@ class SimFleet:
         member = self.members[target]
         kept = member.persistent_contents()
         self._furnish(member)
+        member.instance.engine = member.instance.engine.fresh()
         member.instance.alive = True
         self.simulated_controller.join(member)
         member.recover(kept)
@@ -269,6 +268,8 @@ class SimFleet:
 
     async def mend(self, a: str, b: str) -> None:
         self.network.cut(a, b, cut=False)
+        for name in {a, b} & set(self.members) if CONTROLLER in (a, b) else ():
+            self.simulated_controller.join(self.members[name])
 
     async def fill_tier(self, instance: str, location: str) -> None:
         self._tier_of(instance, location).state.full = True

@@ -44,10 +44,9 @@ class Network:
         """Give a link a bandwidth in bytes a second, None for no bound, and a latency in seconds."""
         self._link(one, other).shape = _Shape(bandwidth, latency)
 
-    def shape_of(self, one: str, other: str) -> tuple[float | None, float]:
-        """What :meth:`shape` was told."""
-        shape = self._link(one, other).shape
-        return shape.bandwidth, shape.latency
+    def shapes(self) -> dict[frozenset[str], tuple[float | None, float]]:
+        """What :meth:`shape` was told of each link."""
+        return {ends: (link.shape.bandwidth, link.shape.latency) for ends, link in self._links.items()}
 
     def cut(self, one: str, other: str, *, cut: bool = True) -> None:
         """Nothing passes until it is mended with ``cut=False``."""

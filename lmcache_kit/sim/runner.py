@@ -102,7 +102,8 @@ class VirtualRun:
                 await driver.start(after=spec.name)
                 await driver.run(self._one(spec.name, workload, fleet, notes, events))
         finally:
-            await driver.close()
+            for action in await driver.close():
+                self._progress(f"the run ended before its {action.fault.kind} of {action.fault.name}")
 
     async def _one(
         self, name: str, workload: Workload, fleet: SimFleet, notes: dict[str, Any], events: VirtualEventLog

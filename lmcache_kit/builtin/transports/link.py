@@ -93,7 +93,7 @@ class Direction:
             await self._wait(turn, deadline)
             # A message whose turn came while the event loop was busy starts when the link was free, not when we woke.
             start = moment = end = max(queued, self._free_at)
-            passed = 0.0  # bytes, up to ``moment``
+            passed: float = 0  # bytes, up to ``moment``
             bandwidth = self._bandwidth
             try:
                 while bandwidth is not None:
