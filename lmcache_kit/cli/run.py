@@ -42,6 +42,7 @@ def run(
     """Run a scenario and report; exit status 1 when it fails or misses an expectation."""
     from lmcache_kit.live import Run
     from lmcache_kit.plugins import registry
+    from lmcache_kit.report import write_machine_facts
     from lmcache_kit.scenario import find_scenario, load_scenario
     from lmcache_kit.sim.runner import VirtualRun
 
@@ -60,7 +61,12 @@ def run(
         if loaded.clock == "virtual":
             logging.getLogger("lmcache_kit").setLevel(logging.WARNING)  # of processes that do not exist
             work = VirtualRun(loaded, registry(), output, progress=progress)
-            finished = work.run()
+            started = time.time()
+            try:
+                finished = work.run()
+            finally:
+                if work.report is not None:
+                    write_machine_facts(output, started=started, seconds=time.monotonic() - start)
         else:
             work = Run(loaded, registry(), output, progress=progress)
             finished = _until_signalled(work.run())

@@ -108,6 +108,8 @@ def _show(result: Mapping[str, Any], *, all_columns: bool) -> None:
 
     rows = result["cells"]
     same = {} if all_columns else _constants(result)
+    if len(same) == len(result["metrics"]):
+        same = {}
     metrics = [path for path in result["metrics"] if path not in same]
     names = list(dict.fromkeys(path.partition(".")[0] for path in metrics))
     for name in names or [None]:

@@ -10,7 +10,7 @@ from lmcache_kit.errors import ConfigError
 __all__ = ["OutputFolder"]
 
 _MARK = ".lmcache-kit-run"
-_OURS = ("scenario.yaml", "report.json", "events.jsonl", "report.html", "logs", "config", "data")
+_OURS = ("scenario.yaml", "report.json", "events.jsonl", "report.html", "machine.json", "logs", "config", "data")
 
 
 class OutputFolder:

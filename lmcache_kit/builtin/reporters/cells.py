@@ -19,6 +19,7 @@ __all__ = [
     "expectation_cells",
     "facts",
     "flat",
+    "notes",
     "used",
 ]
 
@@ -47,8 +48,9 @@ NOTES = (
     "moves: at the source and at the target; others: what the tiers concerned held. ratio: before to after, above 1 it "
     "got smaller.",
     "time: from the first request to the last answer. latency: of one request. TTFT: median time to first token, "
-    "without (cold) and with cached tokens; p50, p99: over all requests. TPOT: time per output token after the first.",
+    "without (cold) and with cached tokens.",
 )
+_SERVED_NOTE = "TTFT p50, p99: over all requests, from their arrival. TPOT: time per output token after the first."
 FACTS = ("result", "counts", "worth knowing")
 _SHOWN_IN_CELLS = frozenset({"name", "kind", "counts", "tokens", "bytes_before", "bytes_after", "ratio", "seconds"})
 # Of whatever a workload reports beside the common values, these fit on a line.
@@ -56,6 +58,11 @@ _WORTH = ("hit_rate", "verified", "all_found", "method")
 
 
 _MET = {True: "met", False: "MISSED", None: "unknown"}
+
+
+def notes(results: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """What the columns mean, as far as these results have them."""
+    return (*NOTES, _SERVED_NOTE) if any(map(_is_served, results)) else NOTES
 
 
 def used(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[int]:

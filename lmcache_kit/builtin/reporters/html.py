@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 from lmcache_kit.builtin.reporters.cells import (
     COLUMNS,
     FACTS,
-    NOTES,
     NUMERIC,
     cells,
     detail,
@@ -18,6 +17,7 @@ from lmcache_kit.builtin.reporters.cells import (
     expectation_cells,
     facts,
     flat,
+    notes,
     used,
 )
 from lmcache_kit.builtin.reporters.chart import bars
@@ -42,7 +42,9 @@ class HtmlReporter(Reporter):
         results: Sequence[Mapping[str, Any]] = report["results"]
         body = [
             _head(report),
-            _section("Results", _table(COLUMNS, map(cells, results)) + _notes() + _table(FACTS, map(facts, results)))
+            _section(
+                "Results", _table(COLUMNS, map(cells, results)) + _notes(results) + _table(FACTS, map(facts, results))
+            )
             if results
             else "",
             _charts(results),
@@ -94,8 +96,8 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, numeric: Co
     return f'<div class="scroll"><table>{head}<tbody>{body}</tbody></table></div>'
 
 
-def _notes() -> str:
-    return "".join(f'<p class="dim note">{escape(note)}</p>' for note in NOTES)
+def _notes(results: Sequence[Mapping[str, Any]]) -> str:
+    return "".join(f'<p class="dim note">{escape(note)}</p>' for note in notes(results))
 
 
 def _over_time(results: Sequence[Mapping[str, Any]]) -> str:

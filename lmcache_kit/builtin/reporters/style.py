@@ -22,7 +22,8 @@ p { margin: .4rem 0; } .dim { color: var(--dim); }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .9rem; }
 th, td { text-align: left; padding: .35rem .7rem; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { color: var(--dim); font-weight: 600; white-space: nowrap; } td.n { text-align: right; white-space: nowrap; }
-th.n { text-align: right; } th:first-child, td:first-child { position: sticky; left: 0; background: var(--page); }
+th.n { text-align: right; } td:first-child { white-space: nowrap; }
+th:first-child, td:first-child { position: sticky; left: 0; background: var(--page); }
 tbody tr:hover { background: var(--soft); }
 figure { margin: 0; } figcaption { color: var(--dim); margin-bottom: .3rem; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: 2rem; }

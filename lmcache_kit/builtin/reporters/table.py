@@ -10,11 +10,11 @@ from lmcache_kit.builtin.reporters.cells import (
     COLUMNS,
     FACTS,
     GROUPS,
-    NOTES,
     NUMERIC,
     cells,
     expectation_cells,
     facts,
+    notes,
     used,
 )
 from lmcache_kit.contracts.reporter import Reporter
@@ -40,7 +40,7 @@ class TableReporter(Reporter):
             parts.append(f"error: {report['error']}\n")
         results: Sequence[Mapping[str, Any]] = report["results"]
         if results:
-            parts += [*self._results(results), self._notes(), self._table(FACTS, map(facts, results))]
+            parts += [*self._results(results), self._notes(results), self._table(FACTS, map(facts, results))]
         outcomes: Sequence[Mapping[str, Any]] = report["expectations"]
         if outcomes:
             parts.append(self._table(("expectation", "wanted", "got", ""), map(expectation_cells, outcomes)))
@@ -62,8 +62,8 @@ class TableReporter(Reporter):
                 parts.append(COLUMNS[:1] + group)
         return [table(columns, bounded=True) for columns in parts]
 
-    def _notes(self) -> str:
-        lines = [line for note in NOTES for line in textwrap.wrap(note, min(self.width, 120) - 2)]
+    def _notes(self, results: Sequence[Mapping[str, Any]]) -> str:
+        lines = [line for note in notes(results) for line in textwrap.wrap(note, min(self.width, 120) - 2)]
         return "".join(f"  {line}\n" for line in lines)
 
     def _table(self, columns: Sequence[str], rows: Iterable[Sequence[str]], *, bounded: bool = True) -> str:
