@@ -7,8 +7,8 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from lmcache_kit.errors import ConflictError
-from lmcache_kit.instance.core.tiers import Entry, TierState
+from lmcache_kit.errors import ConflictError, NotFoundError, UnavailableError
+from lmcache_kit.instance.core.tiers import Entry, EntryState, TierState
 from lmcache_kit.instance.store.arrivals import Arrivals
 from lmcache_kit.instance.store.jobs import Job, JobTable
 from lmcache_kit.instance.store.operations import RAW
@@ -134,12 +134,28 @@ class ControlledSimStore:
         coding = store.decode_seconds(entry.codec or RAW, entry.num_tokens)
         coding += store.encode_seconds(method, entry.num_tokens)
         coding += store.decode_seconds(method, entry.num_tokens)  # what was encoded is verified by decoding it
-        await asyncio.sleep(read + coding)
+        self._check(tier, entry)
+        await self._pause(read + coding)
         nbytes, before = store.size(entry.name, entry.num_tokens, method), entry.nbytes
-        await asyncio.sleep(device.write(self._loop.time(), nbytes) - self._loop.time())
+        await self._pause(device.write(self._loop.time(), nbytes) - self._loop.time())
+        if entry.state is not EntryState.READY:
+            return  # it was removed meanwhile
         ticket = self._core.begin_rewrite(tier, entry, nbytes=nbytes, codec=method)
         store.write(ticket, billed=True)
         job.add(tokens=entry.num_tokens, before=before, after=nbytes)
+
+    def _check(self, tier: int, entry: Entry) -> None:
+        """Raises NotFoundError for what another instance deleted from a shared tier."""
+        own = self._store.tiers[tier]
+        if own.shared is not None and entry.name not in own.shared:
+            raise NotFoundError(f"chunk {entry.name}: {own.location} does not have it any more")
+
+    async def _pause(self, seconds: float) -> None:
+        """Raises UnavailableError when the instance was killed meanwhile: its jobs end with it."""
+        if seconds:
+            await asyncio.sleep(seconds)
+        if self._store.dead:
+            raise UnavailableError("the instance was killed")
 
     def start_move(
         self,
@@ -190,9 +206,11 @@ class ControlledSimStore:
             try:
                 nbytes = entry.nbytes
                 device = self._store.tiers[tier].device
-                await asyncio.sleep(device.read(self._loop.time(), nbytes) - self._loop.time())
+                self._check(tier, entry)
+                await self._pause(device.read(self._loop.time(), nbytes) - self._loop.time())
                 if target is None:
                     await self._peers.carry(peer[0], nbytes)
+                    await self._pause(0.0)
                     receiver = self._peers.store(peer[0])
                     await receiver.receive(peer[1], key, nbytes, entry.num_tokens, entry.codec, event_id)
                 else:

@@ -102,17 +102,17 @@ class SimController:
         """Begin heartbeats and the controller's own upkeep, which matter only where something fails."""
         for member in self._members.values():
             if member.config.controller is not None and member.config.controller.heartbeat_seconds:
-                self._loop.after(member.config.controller.first_heartbeat_seconds, self._beat, member)
-        self._loop.after(_TICK_SECONDS, self._tick)
+                self._loop.upkeep(member.config.controller.first_heartbeat_seconds, self._beat, member)
+        self._loop.upkeep(_TICK_SECONDS, self._tick)
 
     def _tick(self) -> None:
         while self._up and self.core.tick():
             pass
-        self._loop.after(_TICK_SECONDS, self._tick)
+        self._loop.upkeep(_TICK_SECONDS, self._tick)
 
     def _beat(self, member: Member) -> None:
         assert member.config.controller is not None
-        self._loop.after(member.config.controller.heartbeat_seconds, self._beat, member)
+        self._loop.upkeep(member.config.controller.heartbeat_seconds, self._beat, member)
         if not member.instance.alive or not self._reaches(member):
             return
         name = member.instance.instance_id

@@ -38,6 +38,10 @@ class TierDevice:
         self.reads = Queue()
         self.writes = Queue()
 
+    def forget(self) -> None:
+        """What waits for the tier is lost."""
+        self.reads.free_at = self.writes.free_at = 0.0
+
     def read(self, now: float, nbytes: int) -> float:
         """When an object that is asked for now has been read."""
         costs = self._costs

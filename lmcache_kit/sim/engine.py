@@ -30,6 +30,10 @@ class SimEngine(ABC):
         self._costs = costs
         self._block = block
 
+    def fresh(self) -> SimEngine:
+        """One like it that has nothing to do."""
+        return type(self)(self._loop, self._costs, self._block)
+
     def work(self, new: int, cached: int, copied: int) -> tuple[float, float, float]:
         """Seconds of starting, prefilling and copying, without waiting."""
         costs = self._costs

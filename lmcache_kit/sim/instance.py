@@ -212,6 +212,7 @@ class SimInstance:
         """Everything under way is lost, and so is what is not in persistent tiers."""
         self.alive = False
         self.life += 1
+        self.store.die()
         lost = list(self._open.values())
         self._open.clear()
         self._waiting.clear()

@@ -32,6 +32,7 @@ class VirtualLoop(_EventLoop):  # type: ignore[misc]
     def __init__(self) -> None:
         self._now = 0.0
         self._sequence = 0
+        self._upkeep = 0
         self._heap: list[tuple[float, int, Callable[..., object], tuple[Any, ...]]] = []
         self._ready: deque[asyncio.Handle] = deque()
         self._running = False
@@ -51,6 +52,15 @@ class VirtualLoop(_EventLoop):  # type: ignore[misc]
     def after(self, seconds: float, call: Callable[..., object], *args: Any) -> None:
         """Call ``seconds`` from now."""
         self.at(self._now + seconds, call, *args)
+
+    def upkeep(self, seconds: float, call: Callable[..., object], *args: Any) -> None:
+        """Call ``seconds`` from now. A run does not go on for upkeep alone: nothing may wait for what it does."""
+        self._upkeep += 1
+        self.at(self._now + seconds, self._keep_up, call, args)
+
+    def _keep_up(self, call: Callable[..., object], args: tuple[Any, ...]) -> None:
+        self._upkeep -= 1
+        call(*args)
 
     # --- asyncio -----------------------------------------------------------------------------------------------------
 
@@ -141,7 +151,7 @@ class VirtualLoop(_EventLoop):  # type: ignore[misc]
                 raise self._failure
             if task.done():
                 return
-            if not heap:
+            if len(heap) <= self._upkeep:
                 raise LMCacheKitError("the simulation waits for something that never happens")
             self._now, _, call, args = heapq.heappop(heap)
             call(*args)

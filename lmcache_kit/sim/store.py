@@ -110,6 +110,11 @@ class SimStore:
         self._payloads: dict[tuple[int, str], int] = {}
         self._leaving: dict[int, Removal] = {}
         self.evictions = self.demotions = self.promotions = 0
+        self.dead = False
+
+    def die(self) -> None:
+        """The instance is killed: what is under way never ends, and nothing is told any more."""
+        self.dead = True
 
     def chunks(self, tokens: Sequence[int]) -> list[Chunk]:
         """The chunks of a prompt, as :meth:`load` and :meth:`save` take them."""
@@ -136,7 +141,7 @@ class SimStore:
             name = chunk.name
             held: list[tuple[int, Entry]] = []
             for index in core.holders(name):
-                if self.tiers[index].readable:
+                if self.tiers[index].readable and self.there(index, name):
                     entry = core.acquire(index, name)
                     assert entry is not None
                     held.append((index, entry))
@@ -155,6 +160,15 @@ class SimStore:
         turns = self.costs.decoding_turns(len(found), self.layout.nbytes(found[-1][0].stop)) if found else 1
         end = ready + decoding / turns + self.costs.load_seconds
         self._loop.at(end, self._loaded, chunks, limit, found, done)
+
+    def there(self, tier: int, name: str) -> bool:
+        """Whether what a tier is known to hold is there still. Another instance may have deleted it in a shared one,
+        which is found out, and remembered, by asking for it."""
+        shared = self.tiers[tier].shared
+        if shared is None or name in shared:
+            return True
+        self.remove(tier, name, cause="missing", force=True)
+        return False
 
     def _probe(self, name: str) -> tuple[int, int] | None:
         """The shared tier that has an object which we do not know of, and its size."""
@@ -188,6 +202,8 @@ class SimStore:
         found: list[tuple[Chunk, list[tuple[int, Entry]], int, str, int]],
         done: Callable[[Loaded], object],
     ) -> None:
+        if self.dead:
+            return
         core, result = self.core, Loaded()
         for chunk, held, tier, codec, nbytes in found:
             for index, entry in held:
@@ -257,6 +273,8 @@ class SimStore:
         return any(self.tiers[tier].readable for tier in self.core.holders(name))
 
     def _saved(self, chunks: Sequence[Chunk], start: int, done: Callable[[Saved], object]) -> None:
+        if self.dead:
+            return
         result = Saved()
         protect = frozenset(chunk.name for chunk in chunks)
         stored: list[Chunk] = []
