@@ -23,11 +23,12 @@ $(INSTALLED): requirements-dev.txt pyproject.toml kernels/pyproject.toml $(wildc
 	$(BIN)/python -m lmcache_kit_kernels.warm_up
 	@touch $@
 
-# Arithmetic runs in two processes; tests that start servers of their own run one after another, with the machine to
+# What needs no servers runs in two processes; tests that start some run one after another, with the machine to
 # themselves.
+ALONE := kernels plugins/cachegen tests/unit tests/properties tests/architecture
 test: $(INSTALLED)  ## every test that needs no GPU
-	$(BIN)/python -m pytest --numprocesses 2 kernels plugins/cachegen $(PYTEST_ARGS)
-	$(BIN)/python -m pytest tests plugins --ignore plugins/cachegen $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 $(ALONE) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest tests plugins $(addprefix --ignore=,$(ALONE)) $(PYTEST_ARGS)
 
 # Compiling for a GPU takes some ten seconds a program.
 test-gpu: $(INSTALLED)  ## the kernels compiled for the GPU at hand, and cachegen on it

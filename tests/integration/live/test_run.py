@@ -154,7 +154,7 @@ def test_start_up_has_a_deadline(run: Any) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["synthetic", "--clock", "virtual"], "virtual clock"),
+        (["quickstart", "--clock", "virtual"], "what its steps cost"),
         (["synthetic", "--set", "nonsense=1"], "unknown key 'nonsense'"),
         (["synthetic", "--set", "workloads.compress.method=zsdt"], "unknown compression 'zsdt'"),
         (["no_such_scenario"], "there is no scenario"),

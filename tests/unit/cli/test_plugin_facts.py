@@ -20,7 +20,7 @@ def shown(capsys: pytest.CaptureFixture[str], name: str) -> dict[str, object]:
     [
         ("memory", "location", "LocalCPUBackend"),
         ("zmq", "scheme", "tcp"),
-        ("completions", "clocks", ["wall"]),
+        ("completions", "clocks", ["virtual", "wall"]),
         ("disk", "capabilities", ["persistent"]),
     ],
 )
