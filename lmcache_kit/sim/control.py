@@ -209,12 +209,15 @@ class ControlledSimStore:
                 self._check(tier, entry)
                 await self._pause(device.read(self._loop.time(), nbytes) - self._loop.time())
                 if target is None:
+                    costs = self._store.costs
+                    await self._pause(costs.transfer_seconds + nbytes / (costs.transfer_gbps * 1e9))
                     await self._peers.carry(peer[0], nbytes)
                     await self._pause(0.0)
                     receiver = self._peers.store(peer[0])
                     await receiver.receive(peer[1], key, nbytes, entry.num_tokens, entry.codec, event_id)
                 else:
                     self._store.put(target, key, nbytes, entry.num_tokens, entry.codec, "move", protect)
+                    await self._checked(target, nbytes)
             finally:
                 self._store.release(tier, entry)
             job.add(tokens=entry.num_tokens, before=nbytes, after=nbytes)
@@ -229,3 +232,10 @@ class ControlledSimStore:
         protect = self._arrivals.of(move, location)
         self._store.put(tier.index, key, nbytes, num_tokens, codec, "receive", protect)
         self._arrivals.add(move, location, key.name())
+        await self._checked(tier.index, nbytes)
+
+    async def _checked(self, tier: int, nbytes: int) -> None:
+        """What is delivered is read back and compared, once it is written."""
+        device = self._store.tiers[tier].device
+        written = max(device.writes.free_at, self._loop.time())
+        await self._pause(device.read(written, nbytes) - self._loop.time())
