@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from lmcache_kit import __version__
-from lmcache_kit.cli import client, codec, compare, controller, plugins, run, scenario, serve, sweep, trace
+from lmcache_kit.cli import calibrate, client, codec, compare, controller, plugins, run, scenario, serve, sweep, trace
 from lmcache_kit.errors import ConfigError
 from lmcache_kit.plugins import MODULES_VARIABLE
 
@@ -25,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for module in (run, sweep, compare, controller, serve, client, codec, plugins, scenario, trace):
+for module in (run, sweep, compare, calibrate, controller, serve, client, codec, plugins, scenario, trace):
     module.register(app)
 
 

@@ -1,0 +1,76 @@
+"""From the output directory of a wall run to costs."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+
+import msgspec
+
+from lmcache_kit.calibration.call_costs import fit_calls
+from lmcache_kit.calibration.engine_costs import fit_engine
+from lmcache_kit.calibration.findings import Findings
+from lmcache_kit.calibration.job_costs import fit_codecs, fit_transfers
+from lmcache_kit.calibration.observations import Observations, RequestSeen, engine_key, observe
+from lmcache_kit.calibration.store_costs import fit_loads, fit_saves, fit_sizes
+from lmcache_kit.errors import ConfigError
+from lmcache_kit.sim.costs import load_costs
+
+__all__ = ["WARM_UP", "fit_costs"]
+
+WARM_UP = 2
+
+
+def fit_costs(directory: Path, *, warm_up: int = WARM_UP) -> Findings:
+    """Fit all costs to a wall run.
+
+    Args:
+        directory: its output directory.
+        warm_up: how many of each instance's first requests are left out.
+
+    Raises ConfigError when it is none, or holds no request to learn from.
+    """
+    seen = observe(directory, warm_up=warm_up)
+    if not seen.requests:
+        raise ConfigError(
+            f"{directory} has no requests to learn from: {_few(seen)}",
+            hint="a calibration needs some streamed completions on instances of this project",
+        )
+    findings = Findings(load_costs(seen.scenario.costs, Path(seen.scenario.base_dir or ".")))
+    engines: dict[str, list[RequestSeen]] = defaultdict(list)
+    for request in seen.requests:
+        engines[request.engine].append(request)
+    for key in sorted(engines):
+        fit_engine(key, engines[key], findings)
+    fit_sizes(seen, findings)
+    fit_loads(seen, findings)
+    fit_saves(seen, findings)
+    fit_codecs(seen, findings)
+    fit_transfers(seen, findings)
+    fit_calls(seen, findings)
+    _notes(seen, findings, set(engines))
+    return findings
+
+
+def _notes(seen: Observations, findings: Findings, engines: set[str]) -> None:
+    if seen.left_out:
+        findings.note(f"{seen.left_out} first requests, which warm the instances up, are left out")
+    if seen.silent:
+        findings.note(
+            f"{seen.silent} requests are left out: not streamed, or their instances do not say what they took"
+        )
+    options = defaultdict(set)
+    for spec in seen.scenario.instances:
+        if spec.engine is not None:
+            options[engine_key(spec.engine.kind, spec.engine.model)].add(msgspec.json.encode(spec.engine.options))
+    for key, found in options.items():
+        if key in engines and len(found) > 1:
+            findings.note(f"instances give {key} different options; its figures are one middle of them all")
+        if key not in engines:
+            findings.note(f"{key} answered nothing, and has no figures")
+
+
+def _few(seen: Observations) -> str:
+    if seen.left_out or seen.silent:
+        return f"{seen.left_out} warmed up, {seen.silent} do not say what they took"
+    return "there are none"

@@ -1,0 +1,224 @@
+"""What a wall run tells of its costs: its requests, jobs and lookups, read from its output directory."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from lmcache_kit.errors import ConfigError
+from lmcache_kit.scenario import Scenario, load_scenario
+
+__all__ = ["JobSeen", "Observations", "RequestSeen", "observe"]
+
+_JOBS = frozenset({"compress", "decompress", "move", "copy"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestSeen:
+    """One answered request. Times in seconds, as its client and its instance (``facts``) measured them.
+
+    Args:
+        engine: key of its engine's costs.
+        block: tokens of a chunk of its instance.
+        begin, end: since the run began, as its client saw it.
+        ttft, seconds: from sending it, without waiting to be sent.
+        alone: no other request was at its instance meanwhile.
+        facts: what the instance says, with ``ttft_seconds``, ``prefill_seconds``, ``codecs`` and so on.
+    """
+
+    instance: str
+    workload: str
+    engine: str
+    block: int
+    begin: float
+    end: float
+    prompt: int
+    cached: int
+    output: int
+    ttft: float
+    seconds: float
+    alone: bool
+    facts: Mapping[str, Any]
+
+    @property
+    def new(self) -> int:
+        """Tokens that had to be computed."""
+        return self.prompt - self.cached
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobSeen:
+    """One finished job.
+
+    Args:
+        kind: ``compress``, ``decompress``, ``move`` or ``copy``.
+        latency: from asking for it to hearing of its end.
+        job: what the instance says of it.
+        rewritten: stored bytes of each chunk that it wrote anew.
+    """
+
+    kind: str
+    workload: str
+    instance: str | None
+    method: str | None
+    location: str | None
+    latency: float
+    job: Mapping[str, Any]
+    rewritten: tuple[int, ...] = ()
+
+
+@dataclass(slots=True)
+class Observations:
+    """A wall run. ``left_out`` counts the first requests of each instance, which warm it up."""
+
+    scenario: Scenario
+    requests: list[RequestSeen] = field(default_factory=list)
+    jobs: list[JobSeen] = field(default_factory=list)
+    lookups: list[float] = field(default_factory=list)
+    store_locations: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    """By instance, where new chunks were stored."""
+    key: str = ""
+    """The name of some chunk: names are part of what is stored, and equally long."""
+    left_out: int = 0
+    silent: int = 0
+    """Requests whose instance does not say what they took."""
+
+    def token_bytes(self, instance: str) -> float:
+        """KV of one token of an instance's model, as requests that loaded some tell; 0 when none did."""
+        for each in self.requests:
+            if each.instance == instance and each.cached:
+                return float(each.facts["loaded_kv_bytes"]) / each.cached
+        return 0.0
+
+    def block(self, instance: str) -> int:
+        """Tokens of a chunk."""
+        return next(spec.chunk_size for spec in self.scenario.instances if spec.id == instance)
+
+
+def observe(directory: Path, *, warm_up: int) -> Observations:
+    """Read the output directory of a wall run; of each instance the first ``warm_up`` requests are left out.
+
+    Raises ConfigError for a directory without the output of one, or without events.
+    """
+    scenario = load_scenario(directory / "scenario.yaml")
+    if scenario.clock != "wall":
+        raise ConfigError(
+            f"{directory} is the output of a run on the {scenario.clock} clock",
+            hint="costs are measured on the wall clock",
+        )
+    seen = Observations(scenario)
+    engines = {spec.id: engine_key(spec.engine.kind, spec.engine.model) for spec in scenario.instances if spec.engine}
+    blocks = {spec.id: spec.chunk_size for spec in scenario.instances}
+    options = {spec.name: dict(spec.options) for spec in scenario.workloads}
+    lines = list(_lines(directory / "events.jsonl"))
+    rewrites = _rewrites(lines)
+    requests = [line for line in lines if line["event"] == "request" and line.get("error") is None]
+    spans = _spans(requests)
+    count: dict[str, int] = defaultdict(int)
+    for line in requests:
+        facts = line.get("cache") or {}
+        if "prefill_seconds" not in facts or line.get("ttft_seconds") is None:
+            seen.silent += 1
+            continue
+        name = line["instance"]
+        count[name] += 1
+        if count[name] <= warm_up:
+            seen.left_out += 1
+            continue
+        waited = line.get("queue_seconds") or 0.0
+        seconds = line["seconds"] - waited
+        seen.requests.append(
+            RequestSeen(
+                instance=name,
+                workload=line["workload"],
+                engine=engines[name],
+                block=blocks[name],
+                begin=line["time"] - seconds,
+                end=line["time"],
+                prompt=line["prompt_tokens"],
+                cached=line["cached_tokens"],
+                output=line["completion_tokens"],
+                ttft=line["ttft_seconds"] - waited,
+                seconds=seconds,
+                alone=_alone(spans[name], line["time"] - seconds, line["time"]),
+                facts=facts,
+            )
+        )
+    for line in lines:
+        kind = line["event"]
+        if kind == "lookup":
+            seen.lookups.append(line["seconds"])
+        elif kind == "request" and "promised_tokens" in line and "max_in_flight" not in options[line["workload"]]:
+            seen.lookups.append(line["queue_seconds"])  # looked up on its way, and waited for nothing else
+        elif kind in _JOBS and "job" in line:
+            given = options.get(line["workload"], {})
+            job, location = line["job"], given.get("location", "LocalCPUBackend")
+            begin = line["time"] - line["seconds"]
+            written = rewrites.get((line.get("instance", ""), location), ([], []))
+            first, last = bisect_left(written[0], begin), bisect_left(written[0], line["time"])
+            seen.jobs.append(
+                JobSeen(
+                    kind=kind,
+                    workload=line["workload"],
+                    instance=line.get("instance"),
+                    method=given.get("method"),
+                    location=location,
+                    latency=line["seconds"],
+                    job=job,
+                    rewritten=tuple(written[1][first:last]) if kind.endswith("compress") else (),
+                )
+            )
+        elif kind == "cache_admit":
+            seen.key = line["key"]
+            if line.get("cause") == "store":
+                seen.store_locations[line["instance"]].add(line["location"])
+    return seen
+
+
+def engine_key(kind: str, model: str) -> str:
+    """Under which ``Costs.engines`` knows an engine."""
+    return f"{kind}/{model}" if model else kind
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    decoder = msgspec.json.Decoder(dict[str, Any])
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                try:
+                    yield decoder.decode(line)
+                except msgspec.DecodeError as error:
+                    raise ConfigError(f"{path}, line {number}, is not an event: {error}") from None
+    except OSError as error:
+        raise ConfigError(
+            f"{path} cannot be read: {error.strerror}", hint="name the output directory of a run with events"
+        ) from None
+
+
+def _spans(requests: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
+    """By instance, begin and end of every request."""
+    spans: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for line in requests:
+        took = line["seconds"] - (line.get("queue_seconds") or 0.0)
+        spans[line["instance"]].append((line["time"] - took, line["time"]))
+    return spans
+
+
+def _alone(spans: Sequence[tuple[float, float]], begin: float, end: float) -> bool:
+    return sum(other < end and its_end > begin for other, its_end in spans) == 1
+
+
+def _rewrites(lines: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], tuple[list[float], list[int]]]:
+    found: dict[tuple[str, str], tuple[list[float], list[int]]] = {}
+    for line in lines:
+        if line["event"] == "cache_rewrite":
+            times, sizes = found.setdefault((line["instance"], line["location"]), ([], []))
+            times.append(line["time"])
+            sizes.append(line["bytes"])
+    return found
