@@ -64,8 +64,6 @@ class VirtualRun:
 
         A run that fails raises its LMCacheKitError after the report, with what was measured until then, was written.
         """
-        self._folder.prepare()
-        self._folder.scenario.write_text(dump_scenario(self._scenario), encoding="utf-8")
         failure: LMCacheKitError | None = None
         events = VirtualEventLog(self._folder.events if self._scenario.events else None, self._clock)
         fleet = SimFleet(
@@ -76,6 +74,9 @@ class VirtualRun:
             on_event=events.cache if self._scenario.events else None,
             folder=self._folder,
         )
+        # Only now: what cannot be simulated has been refused, and leaves no folder behind.
+        self._folder.prepare()
+        self._folder.scenario.write_text(dump_scenario(self._scenario), encoding="utf-8")
         try:
             with events, _few_collections():
                 self._loop.run(self._on_fleet(fleet, events))
