@@ -178,7 +178,10 @@ class SimFleet:
 
     def _config(self, spec: InstanceSpec) -> InstanceConfig:
         settings = instance_settings(spec, self._scenario, self._plugins, peers=self._urls, folder=self._folder)
-        config = instance_config(settings)
+        # From PYTHONHASHSEED otherwise: then keys, their lengths and the order of what a restart finds would depend on
+        # the environment of whoever runs the simulation.
+        settings["extra_config"]["lmcache_kit"].setdefault("none_hash", 0)
+        config = instance_config(settings, env=spec.env)
         if config.save_decode_cache:
             raise ConfigError(
                 f"instances.{spec.id}.config: save_decode_cache does not run under the virtual clock",
