@@ -63,9 +63,7 @@ class CacheCore:
         """Tiers where the object can be read, fastest first."""
         ready = EntryState.READY
         return [
-            tier.index
-            for tier in self.tiers
-            if (entry := tier.entries.get(name)) is not None and entry.state is ready
+            tier.index for tier in self.tiers if (entry := tier.entries.get(name)) is not None and entry.state is ready
         ]
 
     def in_tiers(self, name: str, *states: EntryState) -> list[int]:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Set
-from dataclasses import dataclass, field
+
+import msgspec
 
 from lmcache_kit.instance.core.tiers import Entry
 
 __all__ = ["Removal", "WriteTicket"]
 
 
-@dataclass(slots=True, eq=False)
-class Removal:
+class Removal(msgspec.Struct, eq=False):
     """An object on its way out of tier ``tier``; ``demotion`` is the write that must end before it goes.
 
     ``listed`` and ``doubtful`` are what the object was when this was decided.
@@ -25,8 +25,7 @@ class Removal:
     demotion: WriteTicket | None = None
 
 
-@dataclass(slots=True, eq=False)
-class WriteTicket:
+class WriteTicket(msgspec.Struct, eq=False):
     """A write: first carry out ``removals``, then ``start`` it, then write, then ``commit`` it.
 
     Args:
@@ -52,4 +51,4 @@ class WriteTicket:
     codec: str
     rewrite: bool = False
     started: bool = False
-    removals: list[Removal] = field(default_factory=list)
+    removals: list[Removal] = []

@@ -6,6 +6,8 @@ import enum
 from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
 
+import msgspec
+
 from lmcache_kit.clock import Clock
 from lmcache_kit.contracts.eviction import EvictionPolicy
 from lmcache_kit.contracts.placement import TierView
@@ -60,9 +62,8 @@ class EntryState(enum.Enum):
     DOUBTFUL = "doubtful"
 
 
-@dataclass(slots=True)
-class Entry:
-    """One object of one tier.
+class Entry(msgspec.Struct, eq=False):
+    """One object of one tier. A struct, since there are millions and each decision makes some.
 
     Args:
         nbytes: stored size.
