@@ -12,7 +12,7 @@ from lmcache_kit.calibration.regression import fit
 from lmcache_kit.errors import ConfigError
 from lmcache_kit.sim.costs import EngineCosts, prefill_passes
 
-__all__ = ["fit_engine"]
+__all__ = ["fit_engine", "sizes", "waited_inside"]
 
 _PREFILL = ("prefill_base", "prefill_token", "prefill_attention", "prefill_pass")
 _DECODE = ("decode_base", "decode_context")
@@ -26,8 +26,10 @@ def fit_engine(key: str, seen: Sequence[RequestSeen], findings: Findings) -> Non
     except ConfigError:
         before = EngineCosts()
     found: dict[str, tuple[float, int]] = {}
-    handed = _start(seen, found)
-    _prefill(seen, handed, found)
+    # Each error counts as a share of the request's time to first token, which is what a user sees of it.
+    weights = [1 / size for size in sizes(seen)]
+    handed = _start(seen, weights, found)
+    _prefill(seen, weights, handed, found)
     _copy(seen, found)
     _decode(seen, found)
     _handoff(seen, found)
@@ -50,36 +52,49 @@ def fit_engine(key: str, seen: Sequence[RequestSeen], findings: Findings) -> Non
     findings.found("engines", key, "batched", value=False, samples=len(seen))
 
 
-def _start(seen: Sequence[RequestSeen], found: dict[str, tuple[float, int]]) -> float:
+def sizes(seen: Sequence[RequestSeen]) -> list[float]:
+    """About how long each request takes to its first token, by its length and not by what it happened to take.
+
+    Errors are weighed by it. Were they weighed by what was measured, requests that were disturbed would count for less,
+    and all costs come out too low.
+    """
+    rough = fit(
+        {"always": [1.0] * len(seen), "new": [each.new for each in seen], "all": [each.prompt for each in seen]},
+        [each.ttft for each in seen],
+    )
+    least = min(each.ttft for each in seen)
+    always, new, every = (rough.get(name, 0.0) for name in ("always", "new", "all"))
+    return [max(least, always + new * each.new + every * each.prompt) for each in seen]
+
+
+def _start(seen: Sequence[RequestSeen], weights: Sequence[float], found: dict[str, tuple[float, int]]) -> float:
     """Handing over loaded KV; what that takes without any is the answer, and counts as part of the prefill."""
     answer = fit(
         {"always": [1.0] * len(seen), "start_token": [each.cached for each in seen]},
         [each.facts["start_seconds"] for each in seen],
-        [1 / each.ttft for each in seen],
+        weights,
     )
     if "start_token" in answer:
         found["start_token"] = answer["start_token"], sum(each.cached > 0 for each in seen)
     return answer.get("always", 0.0)
 
 
-def _prefill(seen: Sequence[RequestSeen], handed: float, found: dict[str, tuple[float, int]]) -> None:
+def _prefill(
+    seen: Sequence[RequestSeen], weights: Sequence[float], handed: float, found: dict[str, tuple[float, int]]
+) -> None:
     features: dict[str, Sequence[float]] = {
         "prefill_base": [1.0] * len(seen),
         "prefill_token": [each.new for each in seen],
         "prefill_attention": [each.new * (each.cached + each.new / 2) for each in seen],
         "prefill_pass": [prefill_passes(each.new, each.cached, each.block) for each in seen],
     }
-    # Each error counts as a share of the request's time to first token, which is what a user sees of it.
-    weights = [1 / each.ttft for each in seen]
     answer = fit(features, [each.facts["prefill_seconds"] + handed for each in seen], weights)
     found.update((name, (value, len(seen))) for name, value in answer.items())
 
 
 def _copy(seen: Sequence[RequestSeen], found: dict[str, tuple[float, int]]) -> None:
     tokens = [each.prompt - (each.cached - each.cached % each.block) for each in seen]
-    answer = fit(
-        {"copy_token": tokens}, [each.facts["copy_seconds"] for each in seen], [1 / each.seconds for each in seen]
-    )
+    answer = fit({"copy_token": tokens}, [each.facts["copy_seconds"] for each in seen])
     found.update((name, (value, len(seen))) for name, value in answer.items())
 
 

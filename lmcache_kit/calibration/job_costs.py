@@ -87,11 +87,12 @@ def _seconds_per_byte(job: JobSeen, seen: Observations, costs: Costs) -> float |
         return None
     # Those that it found done already count as done, but took no time; stored bytes tell how much it was.
     share = min(1.0, sum(job.rewritten) / max(1, job.job["bytes_after"]))
-    kv = float(tokens) * of_token * share
+    kv: float = tokens * of_token * share
     tier = tier_before(costs, job.location)
     moved = done * (tier.read_seconds + tier.write_seconds)
     moved += (job.job["bytes_before"] * share / tier.read_gbps + sum(job.rewritten) / tier.write_gbps) / 1e9
-    return max(0.0, float(job.job["seconds"]) - moved) / kv
+    coding: float = max(0.0, job.job["seconds"] - moved)
+    return coding / kv
 
 
 def fit_transfers(seen: Observations, findings: Findings) -> None:

@@ -28,6 +28,7 @@ class RequestSeen:
         block: tokens of a chunk of its instance.
         begin, end: since the run began, as its client saw it.
         ttft, seconds: from sending it, without waiting to be sent.
+        text: its prompt was sent as a text.
         alone: no other request was at its instance meanwhile.
         facts: what the instance says, with ``ttft_seconds``, ``prefill_seconds``, ``codecs`` and so on.
     """
@@ -43,6 +44,7 @@ class RequestSeen:
     output: int
     ttft: float
     seconds: float
+    text: bool
     alone: bool
     facts: Mapping[str, Any]
 
@@ -116,6 +118,7 @@ def observe(directory: Path, *, warm_up: int) -> Observations:
     engines = {spec.id: engine_key(spec.engine.kind, spec.engine.model) for spec in scenario.instances if spec.engine}
     blocks = {spec.id: spec.chunk_size for spec in scenario.instances}
     options = {spec.name: dict(spec.options) for spec in scenario.workloads}
+    texts = {spec.name for spec in scenario.workloads if spec.kind == "completions"}
     lines = list(_lines(directory / "events.jsonl"))
     rewrites = _rewrites(lines)
     requests = [line for line in lines if line["event"] == "request" and line.get("error") is None]
@@ -146,6 +149,7 @@ def observe(directory: Path, *, warm_up: int) -> Observations:
                 output=line["completion_tokens"],
                 ttft=line["ttft_seconds"] - waited,
                 seconds=seconds,
+                text=line["workload"] in texts,
                 alone=_alone(spans[name], line["time"] - seconds, line["time"]),
                 facts=facts,
             )

@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from lmcache_kit.calibration.engine_costs import sizes
 from lmcache_kit.calibration.findings import Findings
 from lmcache_kit.calibration.observations import Observations, RequestSeen
 from lmcache_kit.calibration.regression import fit
@@ -106,7 +107,7 @@ def fit_loads(seen: Observations, findings: Findings) -> None:
         if sum(location in load.nbytes for load in loads) >= _FEW:
             features[f"bytes {location}"] = [load.nbytes.get(location, 0.0) for load in loads]
             features[f"chunks {location}"] = [load.chunks.get(location, 0.0) for load in loads]
-    weights = [1 / each.ttft for each in requests]
+    weights = [1 / size for size in sizes(requests)]
     taken = [each.facts["load_seconds"] for each in requests]
     answer = fit(features, taken, weights)
     # What the run does not tell stays as it was, so the rest is fitted to what it leaves.
@@ -174,7 +175,7 @@ def fit_saves(seen: Observations, findings: Findings) -> None:
             math.ceil(each.facts["stored_tokens"] / each.block) if mine else 0.0
             for each, mine in zip(saves, own, strict=True)
         ]
-    answer = fit(features, [each.facts["save_seconds"] for each in saves], [1 / each.seconds for each in saves])
+    answer = fit(features, [each.facts["save_seconds"] for each in saves])
     count = len(saves)
     tell(findings, ("save_seconds",), answer.get("save_seconds"), before.save_seconds, count, "nothing was stored")
     why = "saves of several sizes are needed"

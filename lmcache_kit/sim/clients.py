@@ -167,6 +167,7 @@ class SimInstanceClient:
         )
 
     async def _answer(self, prompt: str | Sequence[int], max_tokens: int) -> Answer:
+        text = isinstance(prompt, str)
         tokens = self._engine().tokenize(prompt) if isinstance(prompt, str) else prompt
         if not len(tokens) or max_tokens < 1:
             raise InvalidRequestError("a completion needs at least one token of prompt and one of output")
@@ -181,7 +182,7 @@ class SimInstanceClient:
                 answered.set_result(answer)
 
         store = self._instance.store
-        self._instance.complete(store.chunks(tokens), len(tokens), max_tokens, done)
+        self._instance.complete(store.chunks(tokens), len(tokens), max_tokens, done, text=text)
         return await answered
 
     async def tokenize(self, prompt: str, *, model: str | None = None) -> list[int]:

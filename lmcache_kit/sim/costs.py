@@ -21,7 +21,7 @@ TURN_BYTES = 2**20
 """Of KV, which are worth a thread's turn of their own (``lmcache_kit.instance.store.execution.Batches``)."""
 
 T = TypeVar("T")
-Seconds = Annotated[float, Meta(ge=0)]
+Seconds = Annotated[float, Meta(ge=0, le=1e9)]
 Speed = Annotated[float, Meta(gt=0)]
 
 
@@ -45,6 +45,7 @@ class EngineCosts(_Strict, kw_only=True, frozen=True):
             one sequence's, in turn with everything else, as in this project's own engines.
         copy_token: taking the KV of a computed token out of the engine.
         start_token: handing the KV of a loaded token to the engine.
+        tokenize_token: making a token out of a prompt that is a text.
     """
 
     prefill_base: Seconds = 0.0
@@ -56,6 +57,7 @@ class EngineCosts(_Strict, kw_only=True, frozen=True):
     decode_context: Seconds = 0.0
     copy_token: Seconds = 0.0
     start_token: Seconds = 0.0
+    tokenize_token: Seconds = 0.0
     handoff: Seconds = 0.0
     batched: bool = False
 
@@ -125,6 +127,7 @@ class Costs(_Strict, kw_only=True, frozen=True):
         codecs: by method.
         tiers: by location.
         request_seconds: of a completion, between client and instance, both ways.
+        request_token: of each token of its prompt, which has to be sent, read and checked.
         lookup_seconds: of a lookup at the controller, both ways.
         call_seconds: of another call to the controller, the worker's answer included.
         report_seconds: until the controller knows what an instance has told it.
@@ -140,6 +143,7 @@ class Costs(_Strict, kw_only=True, frozen=True):
     codecs: dict[str, CodecCosts] = {}
     tiers: dict[str, TierCosts] = {}
     request_seconds: Seconds = 0.0
+    request_token: Seconds = 0.0
     lookup_seconds: Seconds = 0.0
     call_seconds: Seconds = 0.0
     report_seconds: Seconds = 0.01
@@ -166,8 +170,8 @@ class Costs(_Strict, kw_only=True, frozen=True):
         figures = dict(found)
         profile = figures.pop("profile", None)
         if profile is not None:
-            if profile not in PROFILES:
-                raise UnknownNameError("accelerator profile", profile, PROFILES)
+            if not isinstance(profile, str) or profile not in PROFILES:
+                raise UnknownNameError("accelerator profile", str(profile), PROFILES)
             figures = {**PROFILES[profile], **figures}
         return _convert(figures, EngineCosts, f"costs.engines.{kind}")
 

@@ -40,6 +40,10 @@ class SimEngine(ABC):
         return costs.start(cached), costs.prefill(new, cached, self._block), costs.copy(copied)
 
     @abstractmethod
+    def tokenize(self, tokens: int, done: Done) -> None:
+        """``done`` is called when a text has been made into so many tokens."""
+
+    @abstractmethod
     def prefill(self, new: int, cached: int, done: Done) -> None:
         """``done`` is called when the first token is there."""
 
@@ -67,6 +71,9 @@ class SerialEngine(SimEngine):
 
     def _do(self, seconds: float, done: Done) -> None:
         self._loop.at(self._thread.take(self._loop.time(), seconds) + self._costs.handoff, done)
+
+    def tokenize(self, tokens: int, done: Done) -> None:
+        self._do(tokens * self._costs.tokenize_token, done)
 
     def prefill(self, new: int, cached: int, done: Done) -> None:
         start, seconds, _ = self.work(new, cached, 0)
@@ -112,6 +119,9 @@ class BatchedEngine(SimEngine):
         self._sequence = 0
         self._context = 0.0
         self._version = 0
+
+    def tokenize(self, tokens: int, done: Done) -> None:
+        self._loop.after(tokens * self._costs.tokenize_token, done)
 
     def prefill(self, new: int, cached: int, done: Done) -> None:
         start, seconds, _ = self.work(new, cached, 0)

@@ -127,6 +127,7 @@ class SimFleet:
             name,
             make_engine(self._loop, steps, config.hash_spec.chunk_size),
             request_seconds=self._costs.request_seconds,
+            request_token=self._costs.request_token,
             max_num_seqs=spec.max_num_seqs,
             report_seconds=self._costs.report_seconds,
             report=self.simulated_controller.reported,

@@ -57,6 +57,7 @@ class SimInstance:
         store: its store; changes of its contents are to be handed to :meth:`changed`.
         engine: its engine.
         request_seconds: what a completion takes besides.
+        request_token: what each token of its prompt does.
         max_num_seqs: most requests worked on at the same time.
         report_seconds: from a change to when it is handed to ``report``.
         report: takes changes to the controller.
@@ -69,6 +70,7 @@ class SimInstance:
         engine: SimEngine,
         *,
         request_seconds: float,
+        request_token: float,
         max_num_seqs: int,
         report_seconds: float,
         report: Callable[[SimInstance], object],
@@ -78,6 +80,7 @@ class SimInstance:
         self.engine = engine
         self.store: SimStore
         self._request_seconds = request_seconds
+        self._request_token = request_token
         self._max_num_seqs = max_num_seqs
         self._report_seconds = report_seconds
         self._report = report
@@ -92,9 +95,18 @@ class SimInstance:
     # --- completions -------------------------------------------------------------------------------------------------
 
     def complete(
-        self, chunks: Sequence[Chunk], length: int, max_tokens: int, done: Callable[[Answer | UnavailableError], object]
+        self,
+        chunks: Sequence[Chunk],
+        length: int,
+        max_tokens: int,
+        done: Callable[[Answer | UnavailableError], object],
+        *,
+        text: bool = False,
     ) -> None:
-        """A completion of a prompt of ``length`` tokens; ``done`` is called with its answer, or why there is none."""
+        """A completion of a prompt of ``length`` tokens; ``done`` is called with its answer, or why there is none.
+
+        ``text``: the prompt is sent as a text, so that the engine has to make tokens of it.
+        """
         if not self.alive:
             self._loop.after(self._request_seconds, done, self._down())
             return
@@ -102,10 +114,15 @@ class SimInstance:
             chunks, length, max_tokens, self._loop.time(), done, GenerationFacts(prompt_tokens=length), life=self.life
         )
         self._open[id(request)] = request
-        self._loop.after(self._request_seconds, self._arrive, request)
+        seconds = self._request_seconds + length * self._request_token
+        self._loop.after(seconds, self._read if text else self._arrive, request)
 
     def _down(self) -> UnavailableError:
         return UnavailableError(f"the instance {self.instance_id} cannot be reached")
+
+    def _read(self, request: _Request) -> None:
+        if request.life == self.life:
+            self.engine.tokenize(request.length, lambda: self._arrive(request))
 
     def _arrive(self, request: _Request) -> None:
         if request.life != self.life:
