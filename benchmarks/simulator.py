@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -93,25 +92,17 @@ def run(document: dict[str, Any]) -> dict[str, Any]:
             "json",
         ]
         begin = time.perf_counter()
-        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        output, errors = child.communicate()
+        with open(f"{folder}/stdout", "wb") as output, open(f"{folder}/stderr", "wb") as errors:
+            child = subprocess.Popen(command, stdout=output, stderr=errors)
+            # Waited for here, since this tells what the child took.
+            _, status, usage = os.wait4(child.pid, 0)
+            child.returncode = os.waitstatus_to_exitcode(status)
         elapsed = time.perf_counter() - begin
-    if child.returncode:
-        sys.exit(f"error: {document['name']} failed:\n{errors[-2000:]}")
-    usage = _last_usage()
-    (result,) = json.loads(output)["results"]
-    return {**usage, "elapsed": elapsed, "result": result}
-
-
-_seen = [0.0]
-
-
-def _last_usage() -> dict[str, float]:
-    """Processor time of the child that ended last, and the most memory of any child so far."""
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    total = usage.ru_utime + usage.ru_stime
-    seconds, _seen[0] = total - _seen[0], total
-    return {"seconds": seconds, "peak": usage.ru_maxrss * 1024}
+        if child.returncode:
+            sys.exit(f"error: {document['name']} failed:\n{Path(errors.name).read_text()[-2000:]}")
+        (result,) = json.loads(Path(output.name).read_text())["results"]
+    used = {"seconds": usage.ru_utime + usage.ru_stime, "peak": usage.ru_maxrss * 1024}
+    return {**used, "elapsed": elapsed, "result": result}
 
 
 def main() -> None:

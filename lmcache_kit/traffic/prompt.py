@@ -32,13 +32,14 @@ class BlockPrompt(Sequence[int]):
             prompt that is not to share its tail, at least 0.
     """
 
-    __slots__ = ("_tokens", "block_size", "record", "unique")
+    __slots__ = ("_chunks", "_tokens", "block_size", "record", "unique")
 
     def __init__(self, record: TraceRecord, block_size: int, *, unique: int) -> None:
         self.record = record
         self.block_size = block_size
         self.unique = unique
         self._tokens: list[int] | None = None
+        self._chunks: dict[tuple[int, bool], list[tuple[int, int]]] = {}
 
     def __len__(self) -> int:
         return self.record.input_tokens
@@ -70,10 +71,13 @@ class BlockPrompt(Sequence[int]):
 
         Chunks of two prompts have equal identities exactly when the prompts agree up to the end of the chunk.
         """
+        known = self._chunks.get((chunk_size, partial))
+        if known is not None:  # the router asks, and then the instance
+            return known
         blocks, size = self.blocks(), self.block_size
         total = len(self)
         last = total if partial else total - total % chunk_size
-        found = []
+        found = self._chunks[chunk_size, partial] = []
         for stop in range(chunk_size, last + chunk_size, chunk_size):
             stop = min(stop, last)
             block, within = divmod(stop - 1, size)
