@@ -137,6 +137,8 @@ class Costs(_Strict, kw_only=True, frozen=True):
         transfer_gbps: of stored bytes that go there, besides: checks, and the copies that a transport makes.
         restart_seconds: until what a fault killed and restarts serves again.
         threads: that an instance codes and copies with.
+        cores: of the one machine whose processor does all this work, of engines, codecs and clients; those of the
+            machine's that other programs leave. None gives each its own.
     """
 
     engines: dict[str, dict[str, Any]] = {}
@@ -153,6 +155,7 @@ class Costs(_Strict, kw_only=True, frozen=True):
     transfer_gbps: Speed = 1.0
     restart_seconds: Seconds = 2.0
     threads: Annotated[int, Meta(ge=1)] = 2
+    cores: Annotated[float, Meta(gt=0)] | None = None
 
     def decoding_turns(self, chunks: int, nbytes: int) -> int:
         """Threads that decode a prefix of so many chunks, which are so many bytes of KV: small ones go together."""

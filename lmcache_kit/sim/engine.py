@@ -10,6 +10,7 @@ from collections.abc import Callable
 from lmcache_kit.sim.costs import EngineCosts
 from lmcache_kit.sim.devices import Queue
 from lmcache_kit.sim.loop import VirtualLoop
+from lmcache_kit.sim.processor import Processor
 
 __all__ = ["BatchedEngine", "SerialEngine", "SimEngine", "make_engine"]
 
@@ -23,16 +24,18 @@ class SimEngine(ABC):
         loop: virtual time.
         costs: of its steps.
         block: tokens that it computes in one pass.
+        processor: what it computes on, with others; None for one of its own.
     """
 
-    def __init__(self, loop: VirtualLoop, costs: EngineCosts, block: int) -> None:
+    def __init__(self, loop: VirtualLoop, costs: EngineCosts, block: int, processor: Processor | None = None) -> None:
         self._loop = loop
         self._costs = costs
         self._block = block
+        self._processor = processor
 
     def fresh(self) -> SimEngine:
         """One like it that has nothing to do."""
-        return type(self)(self._loop, self._costs, self._block)
+        return type(self)(self._loop, self._costs, self._block, self._processor)
 
     def work(self, new: int, cached: int, copied: int) -> tuple[float, float, float]:
         """Seconds of starting, prefilling and copying, without waiting."""
@@ -65,12 +68,30 @@ class SerialEngine(SimEngine):
     others asked for in between comes first.
     """
 
-    def __init__(self, loop: VirtualLoop, costs: EngineCosts, block: int) -> None:
-        super().__init__(loop, costs, block)
+    def __init__(self, loop: VirtualLoop, costs: EngineCosts, block: int, processor: Processor | None = None) -> None:
+        super().__init__(loop, costs, block, processor)
         self._thread = Queue()
+        self._waiting: deque[tuple[float, Done]] = deque()
+        self._busy = False
 
     def _do(self, seconds: float, done: Done) -> None:
-        self._loop.at(self._thread.take(self._loop.time(), seconds) + self._costs.handoff, done)
+        if self._processor is None:
+            self._loop.at(self._thread.take(self._loop.time(), seconds) + self._costs.handoff, done)
+        elif self._busy:
+            self._waiting.append((seconds, done))
+        else:
+            self._busy = True
+            self._processor.run(seconds, self._ended, done)
+
+    def _ended(self, done: Done) -> None:
+        """On a shared processor nobody knows before when a step will have ended."""
+        assert self._processor is not None
+        self._loop.after(self._costs.handoff, done)
+        if self._waiting:
+            seconds, following = self._waiting.popleft()
+            self._processor.run(seconds, self._ended, following)
+        else:
+            self._busy = False
 
     def tokenize(self, tokens: int, done: Done) -> None:
         self._do(tokens * self._costs.tokenize_token, done)
@@ -106,11 +127,11 @@ class BatchedEngine(SimEngine):
 
     Sequences advance in lockstep, so one number says how many steps were made since the start, and a sequence ends when
     that number has grown by its tokens: the work per request does not depend on its length. The context of a sequence
-    counts as what it is half way.
+    counts as what it is half way. It computes on an accelerator, which it shares with nobody.
     """
 
-    def __init__(self, loop: VirtualLoop, costs: EngineCosts, block: int) -> None:
-        super().__init__(loop, costs, block)
+    def __init__(self, loop: VirtualLoop, costs: EngineCosts, block: int, processor: Processor | None = None) -> None:
+        super().__init__(loop, costs, block, processor)
         self._prefills: deque[tuple[float, Done]] = deque()
         self._prefilling = False
         self._steps = 0.0
@@ -195,6 +216,7 @@ class BatchedEngine(SimEngine):
             done(now - began)
 
 
-def make_engine(loop: VirtualLoop, costs: EngineCosts, block: int) -> SimEngine:
+def make_engine(loop: VirtualLoop, costs: EngineCosts, block: int, processor: Processor | None = None) -> SimEngine:
     """The engine that the costs describe; it prefills in blocks of ``block`` tokens."""
-    return BatchedEngine(loop, costs, block) if costs.batched else SerialEngine(loop, costs, block)
+    kind = BatchedEngine if costs.batched else SerialEngine
+    return kind(loop, costs, block, processor)

@@ -36,6 +36,7 @@ from lmcache_kit.sim.instance import SimInstance
 from lmcache_kit.sim.loop import VirtualClock, VirtualLoop
 from lmcache_kit.sim.member import Member
 from lmcache_kit.sim.network import CONTROLLER, Network
+from lmcache_kit.sim.processor import Processor
 from lmcache_kit.sim.store import SimStore, SimTier
 from lmcache_kit.units import parse_bandwidth, parse_duration
 
@@ -77,6 +78,7 @@ class SimFleet:
         self._urls = {spec.id: f"sim://{spec.id}" for spec in scenario.instances}
         self._engines: dict[bytes, Engine] = {}
         self._shared: dict[bytes, dict[str, int]] = {}
+        self._processor = None if costs.cores is None else Processor(loop, costs.cores)
         self.network = Network(loop)
         self.members: dict[str, Member] = {}
         self.simulated_controller = SimController(loop, self.network, self.members)
@@ -125,7 +127,8 @@ class SimFleet:
         instance = SimInstance(
             self._loop,
             name,
-            make_engine(self._loop, steps, config.hash_spec.chunk_size),
+            make_engine(self._loop, steps, config.hash_spec.chunk_size, self._processor),
+            processor=self._processor,
             request_seconds=self._costs.request_seconds,
             request_token=self._costs.request_token,
             max_num_seqs=spec.max_num_seqs,
@@ -157,6 +160,7 @@ class SimFleet:
             tiers=member.tiers,
             placement=build_placement(config, member.tiers, self._plugins),  # type: ignore[arg-type]  # their locations
             costs=self._costs,
+            processor=self._processor,
             on_change=instance.changed,
             on_event=sink,
             store_method=config.store_method,

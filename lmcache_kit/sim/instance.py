@@ -15,6 +15,7 @@ from lmcache_kit.instance.store.reader import Chunk
 from lmcache_kit.instance.worker.change_queue import ChangeQueue
 from lmcache_kit.sim.engine import SimEngine
 from lmcache_kit.sim.loop import VirtualLoop
+from lmcache_kit.sim.processor import Processor
 from lmcache_kit.sim.store import Loaded, Saved, SimStore
 
 __all__ = ["Answer", "SimInstance"]
@@ -56,6 +57,7 @@ class SimInstance:
         instance_id: its name.
         store: its store; changes of its contents are to be handed to :meth:`changed`.
         engine: its engine.
+        processor: what works on requests, with others; None for one of its own.
         request_seconds: what a completion takes besides.
         request_token: what each token of its prompt does.
         max_num_seqs: most requests worked on at the same time.
@@ -69,6 +71,7 @@ class SimInstance:
         instance_id: str,
         engine: SimEngine,
         *,
+        processor: Processor | None = None,
         request_seconds: float,
         request_token: float,
         max_num_seqs: int,
@@ -79,6 +82,7 @@ class SimInstance:
         self.instance_id = instance_id
         self.engine = engine
         self.store: SimStore
+        self._processor = processor
         self._request_seconds = request_seconds
         self._request_token = request_token
         self._max_num_seqs = max_num_seqs
@@ -115,7 +119,11 @@ class SimInstance:
         )
         self._open[id(request)] = request
         seconds = self._request_seconds + length * self._request_token
-        self._loop.after(seconds, self._read if text else self._arrive, request)
+        arrive = self._read if text else self._arrive
+        if self._processor is None:
+            self._loop.after(seconds, arrive, request)
+        else:
+            self._processor.run(seconds, arrive, request)
 
     def _down(self) -> UnavailableError:
         return UnavailableError(f"the instance {self.instance_id} cannot be reached")

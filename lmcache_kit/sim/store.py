@@ -26,6 +26,7 @@ from lmcache_kit.kv.layout import KVLayout
 from lmcache_kit.sim.costs import CodecCosts, Costs
 from lmcache_kit.sim.devices import TierDevice
 from lmcache_kit.sim.loop import VirtualClock, VirtualLoop
+from lmcache_kit.sim.processor import Processor
 
 __all__ = ["Loaded", "Saved", "SimStore", "SimTier"]
 
@@ -76,6 +77,7 @@ class SimStore:
         tiers: fastest first.
         placement: decides which tiers hold an object.
         costs: of codecs.
+        processor: what codes, with others; None for one of its own.
         on_change, on_event: as of the cache core.
         store_method: compression method that new chunks are stored in.
         min_retrieve_tokens: shorter prefixes are not loaded.
@@ -91,6 +93,7 @@ class SimStore:
         tiers: Sequence[SimTier],
         placement: PlacementPolicy,
         costs: Costs,
+        processor: Processor | None = None,
         on_change: Callable[[CacheChange], None],
         on_event: EventSink | None,
         store_method: str,
@@ -102,6 +105,7 @@ class SimStore:
         self.hasher = hasher
         self.tiers = list(tiers)
         self.costs = costs
+        self._processor = processor
         self.store_method = store_method
         self._min_retrieve_tokens = min_retrieve_tokens
         states = [tier.state for tier in tiers]
@@ -158,8 +162,13 @@ class SimStore:
             ready = read if read > ready else ready
             decoding += self.decode_seconds(codec, chunk.num_tokens)
         turns = self.costs.decoding_turns(len(found), self.layout.nbytes(found[-1][0].stop)) if found else 1
-        end = ready + decoding / turns + self.costs.load_seconds
-        self._loop.at(end, self._loaded, chunks, limit, found, done)
+        seconds = decoding / turns
+        end = ready + seconds + self.costs.load_seconds
+        if self._processor is None:
+            self._loop.at(end, self._loaded, chunks, limit, found, done)
+        else:
+            seconds += self.costs.load_seconds
+            self._processor.run_at(ready, seconds, self._loaded, chunks, limit, found, done, cores=turns)
 
     def there(self, tier: int, name: str) -> bool:
         """Whether what a tier is known to hold is there still. Another instance may have deleted it in a shared one,
@@ -266,7 +275,15 @@ class SimStore:
             for tier in self.core.store_targets(largest):
                 written = max(written, self.tiers[tier].device.write(now, nbytes, len(missing)))
         turns = max(1, min(self.costs.threads, len(missing)))
-        end = max(written, now + encoding / turns) + self.costs.save_seconds
+        if self._processor is None:
+            end = max(written, now + encoding / turns) + self.costs.save_seconds
+            self._loop.at(end, self._saved, chunks, start, done)
+        else:
+            self._processor.run(encoding / turns, self._encoded, written, chunks, start, done, cores=turns)
+
+    def _encoded(self, written: float, chunks: Sequence[Chunk], start: int, done: Callable[[Saved], object]) -> None:
+        """What was encoded meanwhile was written at ``written`` at the earliest."""
+        end = max(written, self._loop.time()) + self.costs.save_seconds
         self._loop.at(end, self._saved, chunks, start, done)
 
     def _held(self, name: str) -> bool:

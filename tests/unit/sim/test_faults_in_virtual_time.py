@@ -278,8 +278,9 @@ def test_a_slow_link_slows_moves_until_it_is_restored(lab: Any) -> None:
         await fleet.fleet.set_link("a", "b", None, None)
         again, _ = await moving(fleet, lab.prompt("xyz"))
         nbytes = sum(entry.nbytes for entry in fleet.member("a").tiers[0].state.entries.values())
-        assert usual == pytest.approx(0.063 + nbytes / 1e6, rel=0.01)
-        assert slow == pytest.approx(0.063 + nbytes / 1e3, rel=0.01)
+        # Three chunks: twice the latency for each, and a millisecond to read, write and read it back.
+        assert usual == pytest.approx(0.069 + nbytes / 1e6, rel=0.01)
+        assert slow == pytest.approx(0.069 + nbytes / 1e3, rel=0.01)
         assert late == pytest.approx(12 + nbytes / 1e6, rel=0.01)
         assert again == pytest.approx(usual, abs=0.01)
         (traffic,) = fleet.fleet.network.traffic()
