@@ -360,7 +360,7 @@ def test_a_larger_cache_finds_no_less(said, chunks):
     stack: list[str] = []
     expected, more = [], []
     for symbol in said:
-        depth = stack.index(symbol) if symbol in stack else len(said)
+        depth = stack.index(symbol) if symbol in stack else chunks + 1
         expected.append(depth < chunks)
         more.append(depth < chunks + 1)
         if symbol in stack:
