@@ -8,14 +8,16 @@ from typing import Any
 
 import msgspec
 
+from lmcache_kit.calibration.cores import find_cores
 from lmcache_kit.calibration.findings import Figure, Findings
+from lmcache_kit.calibration.fitting import WARM_UP, fit_costs
 from lmcache_kit.calibration.judging import judge
 from lmcache_kit.errors import LMCacheKitError
 from lmcache_kit.plugins import PluginRegistry
 from lmcache_kit.scenario import Scenario, load_scenario
 from lmcache_kit.sim.runner import VirtualRun
 
-__all__ = ["costs_document", "figures", "play"]
+__all__ = ["calibrate", "costs_document", "figures", "judged", "play"]
 
 Progress = Callable[[str], None]
 
@@ -26,6 +28,19 @@ def play(
     """Play a scenario on the virtual clock with these costs; the report. Raises ConfigError for what cannot be."""
     virtual = msgspec.structs.replace(scenario, clock="virtual", costs=costs)
     return VirtualRun(virtual, plugins, output, progress=progress).run()
+
+
+def calibrate(wall: Path, plugins: PluginRegistry, *, warm_up: int = WARM_UP) -> Findings:
+    """Fit all costs to a wall run, the number of the machine's cores included. Raises ConfigError."""
+    scenario = load_scenario(wall / "scenario.yaml")
+
+    def fit(cores: float | None) -> Findings:
+        return fit_costs(wall, warm_up=warm_up, cores=cores)
+
+    def played(findings: Findings, folder: Path) -> None:
+        play(scenario, findings.costs(), plugins, folder, progress=lambda line: None)
+
+    return fit(find_cores(wall, fit, played))
 
 
 def judged(

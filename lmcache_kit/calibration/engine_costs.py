@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from lmcache_kit.calibration.findings import Findings
-from lmcache_kit.calibration.observations import RequestSeen
+from lmcache_kit.calibration.observations import RequestSeen, undisturbed
 from lmcache_kit.calibration.regression import fit
 from lmcache_kit.errors import ConfigError
 from lmcache_kit.sim.costs import EngineCosts, prefill_passes
@@ -26,6 +26,7 @@ def fit_engine(key: str, seen: Sequence[RequestSeen], findings: Findings) -> Non
     except ConfigError:
         before = EngineCosts()
     found: dict[str, tuple[float, int]] = {}
+    seen = undisturbed(seen)
     # Each error counts as a share of the request's time to first token, which is what a user sees of it.
     weights = [1 / size for size in sizes(seen)]
     handed = _start(seen, weights, found)

@@ -25,7 +25,7 @@ class Figure:
     """
 
     path: tuple[str, ...]
-    value: float | int | bool
+    value: float | bool | None
     samples: int
     why: str | None = None
 
@@ -56,7 +56,7 @@ class Findings:
         here[path[-1]] = rounded
         self.figures.append(Figure(path=path, value=rounded, samples=samples))
 
-    def kept(self, *path: str, value: float | bool, why: str) -> None:
+    def kept(self, *path: str, value: float | bool | None, why: str) -> None:
         """A cost could not be measured."""
         self.figures.append(Figure(path=path, value=value, samples=0, why=why))
 

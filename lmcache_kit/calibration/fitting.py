@@ -21,12 +21,13 @@ __all__ = ["WARM_UP", "fit_costs"]
 WARM_UP = 2
 
 
-def fit_costs(directory: Path, *, warm_up: int = WARM_UP) -> Findings:
+def fit_costs(directory: Path, *, warm_up: int = WARM_UP, cores: float | None = None) -> Findings:
     """Fit all costs to a wall run.
 
     Args:
         directory: its output directory.
         warm_up: how many of each instance's first requests are left out.
+        cores: of the machine, which a run does not tell of itself; see :mod:`lmcache_kit.calibration.cores`.
 
     Raises ConfigError when it is none, or holds no request to learn from.
     """
@@ -43,11 +44,16 @@ def fit_costs(directory: Path, *, warm_up: int = WARM_UP) -> Findings:
     for key in sorted(engines):
         fit_engine(key, engines[key], findings)
     fit_sizes(seen, findings)
-    fit_loads(seen, findings)
+    fit_loads(seen, findings, cores)
     fit_saves(seen, findings)
     fit_codecs(seen, findings)
     fit_transfers(seen, findings)
     fit_calls(seen, findings)
+    if cores is not None:
+        findings.found("cores", value=cores, samples=sum(not each.alone for each in seen.requests))
+    else:
+        why = "too few requests met others to tell, or none is told from enough"
+        findings.kept("cores", value=findings.before.cores, why=why)
     _notes(seen, findings, set(engines))
     return findings
 

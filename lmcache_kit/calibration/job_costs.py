@@ -48,6 +48,10 @@ def fit_codecs(seen: Observations, findings: Findings) -> None:
             decode = max(rest, 1e-12)
             findings.found("codecs", method, "decode_gbps", value=1 / decode / 1e9, samples=len(decompress))
             known = True
+        elif decompress:
+            rest = float(np.median(decompress)) - decode - 1 / raw.decode_gbps / 1e9
+            if rest > 0:
+                findings.found("codecs", RAW, "encode_gbps", value=1 / rest / 1e9, samples=len(decompress))
         if compress:
             rest = float(np.median(compress)) - 1 / raw.decode_gbps / 1e9
             if not known:

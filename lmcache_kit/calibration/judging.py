@@ -9,9 +9,10 @@ from typing import Any
 import msgspec
 
 from lmcache_kit.analysis import compare_runs
+from lmcache_kit.analysis.events import Event, read_events
 from lmcache_kit.report import read_report
 
-__all__ = ["judge"]
+__all__ = ["judge", "request_pairs"]
 
 Facts = dict[str, Any]
 
@@ -36,6 +37,30 @@ def judge(wall: Path, virtual: Path) -> Facts:
         "workloads": _pairs(_seconds(wall), _seconds(virtual)),
         "jobs": _pairs(_job_seconds(wall), _job_seconds(virtual)),
     }
+
+
+def request_pairs(wall: Path, virtual: Path) -> list[Facts]:
+    """The requests that both runs answered: tokens, and seconds to the first token and to the end in both."""
+    others = {(line.workload, line.position): line for line in _requests(virtual)}
+    found = []
+    for mine in _requests(wall):
+        its = others.get((mine.workload, mine.position))
+        if its is not None and mine.ttft_seconds and its.ttft_seconds:
+            found.append(
+                {
+                    "workload": mine.workload,
+                    "position": mine.position,
+                    "prompt_tokens": mine.prompt_tokens,
+                    "cached_tokens": [mine.cached_tokens, its.cached_tokens],
+                    "ttft_seconds": [mine.ttft_seconds, its.ttft_seconds],
+                    "seconds": [mine.seconds, its.seconds],
+                }
+            )
+    return found
+
+
+def _requests(directory: Path) -> list[Event]:
+    return [event for event in read_events(directory / "events.jsonl") if event.event == "request"]
 
 
 def _of(each: Facts) -> Facts:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +14,10 @@ import msgspec
 from lmcache_kit.errors import ConfigError
 from lmcache_kit.scenario import Scenario, load_scenario
 
-__all__ = ["JobSeen", "Observations", "RequestSeen", "observe"]
+__all__ = ["ENOUGH", "JobSeen", "Observations", "RequestSeen", "engine_key", "observe", "undisturbed"]
+
+ENOUGH = 20
+"""Requests to learn from."""
 
 _JOBS = frozenset({"compress", "decompress", "move", "copy"})
 
@@ -29,7 +32,7 @@ class RequestSeen:
         begin, end: since the run began, as its client saw it.
         ttft, seconds: from sending it, without waiting to be sent.
         text: its prompt was sent as a text.
-        alone: no other request was at its instance meanwhile.
+        alone: no other request was at any instance meanwhile, and so at work on the same machine.
         facts: what the instance says, with ``ttft_seconds``, ``prefill_seconds``, ``codecs`` and so on.
     """
 
@@ -150,7 +153,7 @@ def observe(directory: Path, *, warm_up: int) -> Observations:
                 ttft=line["ttft_seconds"] - waited,
                 seconds=seconds,
                 text=line["workload"] in texts,
-                alone=_alone(spans[name], line["time"] - seconds, line["time"]),
+                alone=_alone(spans, line["time"] - seconds, line["time"]),
                 facts=facts,
             )
         )
@@ -185,6 +188,12 @@ def observe(directory: Path, *, warm_up: int) -> Observations:
     return seen
 
 
+def undisturbed(requests: Sequence[RequestSeen]) -> list[RequestSeen]:
+    """Those that had the machine to themselves, or all where these are too few to learn from."""
+    alone = [each for each in requests if each.alone]
+    return alone if len(alone) >= ENOUGH else list(requests)
+
+
 def engine_key(kind: str, model: str) -> str:
     """Under which ``Costs.engines`` knows an engine."""
     return f"{kind}/{model}" if model else kind
@@ -205,17 +214,15 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
         ) from None
 
 
-def _spans(requests: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
-    """By instance, begin and end of every request."""
-    spans: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    for line in requests:
-        took = line["seconds"] - (line.get("queue_seconds") or 0.0)
-        spans[line["instance"]].append((line["time"] - took, line["time"]))
-    return spans
+def _spans(requests: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[float]]:
+    """The begins of all requests, sorted, and their ends, sorted."""
+    begins = [line["time"] - line["seconds"] + (line.get("queue_seconds") or 0.0) for line in requests]
+    return sorted(begins), sorted(line["time"] for line in requests)
 
 
-def _alone(spans: Sequence[tuple[float, float]], begin: float, end: float) -> bool:
-    return sum(other < end and its_end > begin for other, its_end in spans) == 1
+def _alone(spans: tuple[list[float], list[float]], begin: float, end: float) -> bool:
+    """Whether those that had begun before this one's end, less those that had ended by its begin, are itself alone."""
+    return bisect_left(spans[0], end) - bisect_right(spans[1], begin) == 1
 
 
 def _rewrites(lines: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], tuple[list[float], list[int]]]:

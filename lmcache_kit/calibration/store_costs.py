@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from lmcache_kit.calibration.engine_costs import sizes
 from lmcache_kit.calibration.findings import Findings
-from lmcache_kit.calibration.observations import Observations, RequestSeen
+from lmcache_kit.calibration.observations import Observations, RequestSeen, undisturbed
 from lmcache_kit.calibration.regression import fit
 from lmcache_kit.errors import ConfigError
 from lmcache_kit.kv.blob import blob_size
@@ -30,10 +30,15 @@ class _Load:
     nbytes: Mapping[str, float]
     codecs: Mapping[str, int]
     kv: float
-    turns: int
+    turns: float
 
     def kv_of(self, codec: str) -> float:
         return self.kv * self.codecs.get(codec, 0) / max(1, sum(self.codecs.values()))
+
+
+def _together(turns: int, cores: float | None) -> float:
+    """How many times as fast as one thread so many are."""
+    return turns if cores is None else max(1.0, min(turns, cores))
 
 
 def _slowest_first(loads: Sequence[_Load], costs: Costs) -> list[str]:
@@ -41,7 +46,7 @@ def _slowest_first(loads: Sequence[_Load], costs: Costs) -> list[str]:
     return sorted(found, key=lambda name: (tier_before(costs, name).read_gbps, name))
 
 
-def _load_of(each: RequestSeen, costs: Costs) -> _Load:
+def _load_of(each: RequestSeen, costs: Costs, cores: float | None) -> _Load:
     facts = each.facts
     tokens: Mapping[str, int] = facts["cached_tokens_by_location"]
     count = sum(facts["codecs"].values())
@@ -51,7 +56,7 @@ def _load_of(each: RequestSeen, costs: Costs) -> _Load:
         nbytes={location: facts["loaded_bytes"] * held / cached for location, held in tokens.items()},
         codecs=facts["codecs"],
         kv=facts["loaded_kv_bytes"],
-        turns=costs.decoding_turns(max(1, count), facts["loaded_kv_bytes"]),
+        turns=_together(costs.decoding_turns(max(1, count), facts["loaded_kv_bytes"]), cores),
     )
 
 
@@ -90,11 +95,12 @@ def fit_sizes(seen: Observations, findings: Findings) -> None:
         findings.found("codecs", codec, "ratio", value=kv[codec] / payload[codec], samples=samples[codec])
 
 
-def fit_loads(seen: Observations, findings: Findings) -> None:
-    """Find ``load_seconds``, and of every codec and location that was loaded from what reading and decoding takes."""
+def fit_loads(seen: Observations, findings: Findings, cores: float | None) -> None:
+    """Find ``load_seconds``, and of every codec and location that was loaded from what reading and decoding takes, on a
+    machine of so many cores."""
     before = findings.before
-    requests = seen.requests
-    loads = [_load_of(each, before) for each in requests]
+    requests = undisturbed(seen.requests)
+    loads = [_load_of(each, before, cores) for each in requests]
     codecs = sorted({codec for load in loads for codec in load.codecs})
     locations = _slowest_first(loads, before)
     usual = {location: tier_before(before, location) for location in locations}
@@ -160,7 +166,7 @@ def _stored_methods(seen: Observations) -> dict[str, set[str]]:
 def fit_saves(seen: Observations, findings: Findings) -> None:
     """Find ``save_seconds``, and what writing takes in the slowest tier that new chunks are stored in."""
     before = findings.before
-    saves = [each for each in seen.requests if each.facts["stored_tokens"] > 0]
+    saves = undisturbed([each for each in seen.requests if each.facts["stored_tokens"] > 0])
     slowest = {name: _slowest(before, held) for name, held in seen.store_locations.items()}
     locations = sorted(set(slowest.values()))
     features: dict[str, list[float]] = {"save_seconds": [1.0] * len(saves)}

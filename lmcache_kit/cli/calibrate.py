@@ -42,7 +42,8 @@ def calibrate(
     format: FormatOption = Format.TABLE,  # noqa: A002  (the option's name)
 ) -> None:
     """Fit the costs of virtual time to a wall run, and say how far a virtual run is off with them."""
-    from lmcache_kit.calibration import costs_document, figures, fit_costs, judged
+    from lmcache_kit.calibration import calibrate as fit_all
+    from lmcache_kit.calibration import costs_document, figures, judged
     from lmcache_kit.errors import ConfigError
     from lmcache_kit.plugins import registry
 
@@ -62,12 +63,13 @@ def calibrate(
     else:
         assert scenario is not None
         wall, folder = _run(scenario, overrides or [], output_dir, progress)
-    findings = fit_costs(wall, warm_up=warm_up)
+    logging.getLogger("lmcache_kit").setLevel(logging.WARNING)  # of processes that do not exist
+    progress("fitting costs")
+    findings = fit_all(wall, registry(), warm_up=warm_up)
     target = output or folder / "costs.json"
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_bytes(costs_document(findings, wall))
     progress(f"costs in {target}; playing the scenario with them")
-    logging.getLogger("lmcache_kit").setLevel(logging.WARNING)  # of processes that do not exist
     error = judged(wall, findings.costs(), registry(), folder / "virtual", progress=lambda line: None)
     facts = {
         "costs": str(target),
@@ -99,13 +101,19 @@ def _run(scenario: str, overrides: list[str], output_dir: Path | None, progress:
 
 def _show(facts: dict[str, Any]) -> None:
     rows = [
-        [each["name"], f"{each['value']:.6g}", each["samples"] or "", each["kept_because"] or ""]
+        [each["name"], _value(each["value"]), each["samples"] or "", each["kept_because"] or ""]
         for each in facts["figures"]
     ]
     print_table(["cost", "value", "samples", "kept as it was, because"], rows)
     for note in facts["notes"]:
         typer.echo(f"note: {note}")
     show_error(facts["error"])
+
+
+def _value(value: float | bool | None) -> str:
+    return (
+        {True: "yes", False: "no", None: "none"}[value] if value is None or isinstance(value, bool) else f"{value:.6g}"
+    )
 
 
 def show_error(error: dict[str, Any]) -> None:

@@ -1,0 +1,58 @@
+"""How many cores the machine of a wall run is worth, found by playing the run with several numbers.
+
+Two hardware threads of one core do less than two cores, and other programs take their part, so the number that explains
+a run is no whole one. Nothing in a run says it; that requests slow each other down does.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from lmcache_kit.calibration.findings import Findings
+from lmcache_kit.calibration.judging import request_pairs
+from lmcache_kit.calibration.observations import ENOUGH, observe
+
+__all__ = ["find_cores"]
+
+COARSE = (1.0, 1.4, 2.0, 2.8, 4.0)
+_NARROWER = 3
+
+
+def find_cores(
+    wall: Path, fit: Callable[[float | None], Findings], play: Callable[[Findings, Path], object]
+) -> float | None:
+    """The number of cores with which virtual requests are nearest to those of the wall run, by the mean of how many
+    times too long or too short they take to their first token. None, for as many as are needed, when that is as near,
+    or when fewer than twenty requests met others.
+
+    Args:
+        wall: output directory of the wall run.
+        fit: costs for a number of cores.
+        play: plays the run's scenario with costs into a folder.
+    """
+    if sum(not each.alone for each in observe(wall, warm_up=0).requests) < ENOUGH:
+        return None
+    known: dict[float | None, float] = {}
+
+    def missed(cores: float | None) -> float:
+        if cores not in known:
+            with tempfile.TemporaryDirectory() as folder:
+                play(fit(cores), Path(folder))
+                known[cores] = _distance(wall, Path(folder))
+        return known[cores]
+
+    best = min(COARSE, key=missed)
+    step = math.sqrt(COARSE[1] / COARSE[0])
+    for _ in range(_NARROWER):
+        best = min((best / step, best, best * step), key=missed)
+        step = math.sqrt(step)
+    return None if missed(None) <= missed(best) * 1.01 else round(best, 2)
+
+
+def _distance(wall: Path, virtual: Path) -> float:
+    ratios = [pair["ttft_seconds"][1] / pair["ttft_seconds"][0] for pair in request_pairs(wall, virtual)]
+    return statistics.fmean(abs(math.log(ratio)) for ratio in ratios) if ratios else math.inf
