@@ -407,7 +407,7 @@ def spec(*tiers: Spec, placement: str, **more: Any) -> Spec:
     return {"tiers": list(tiers), "placement": placement, "partial": False, "least": 0, "method": "naive", **more}
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
 @given(plays())
 @example(
     (
