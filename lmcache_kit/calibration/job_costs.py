@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,58 +14,104 @@ from lmcache_kit.calibration.observations import JobSeen, Observations
 from lmcache_kit.calibration.regression import fit
 from lmcache_kit.calibration.store_costs import codec_before, tier_before
 from lmcache_kit.instance.store.operations import RAW
-from lmcache_kit.sim.costs import Costs, load_costs
+from lmcache_kit.sim.costs import CodecCosts, Costs, load_costs
 from lmcache_kit.units import parse_bandwidth, parse_duration
 
 __all__ = ["fit_codecs", "fit_transfers"]
 
-_NO_JOB = "no compress job in this method"
+_LEAST = 1e-12
+"""Seconds for a byte of what takes no time that could be measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Recoding:
+    """What coding took in a job, for a chunk, and how many bytes of KV a chunk was."""
+
+    seconds: float
+    kv: float
 
 
 def fit_codecs(seen: Observations, findings: Findings) -> None:
-    """Find ``encode_gbps`` of every method that jobs used, after ``decode_gbps`` was found from loads.
+    """Find ``encode_gbps`` of every method that jobs used, after ``decode_gbps`` was found from loads, and
+    ``recode_seconds``.
 
-    A job decodes a chunk, encodes it anew and decodes that to verify it. The first job of each method, which may
-    compile or load what the method needs, is left out where there are others.
+    A job decodes a chunk, encodes it anew and decodes that to verify it. Decompressing encodes to raw KV, which is
+    known well enough, so what it takes besides is what every chunk of a job takes. The first job of each method, which
+    may compile or load what the method needs, is left out where there are others.
     """
     now = load_costs(findings.costs(), Path())
-    jobs: dict[tuple[str, str], list[float]] = defaultdict(list)
-    for job in seen.jobs:
-        rate = _seconds_per_byte(job, seen, now)
-        if rate is not None and job.method is not None:
-            jobs[job.kind, job.method].append(rate)
-    for (kind, method), rates in jobs.items():
-        if len(rates) > 1:
-            jobs[kind, method] = rates[1:]
-            findings.note(f"the first {kind} job with {method} is left out, since it may have warmed up")
+    jobs = _by_method(seen, now, findings)
     measured = {figure.path for figure in findings.figures if figure.samples}
-    for method in sorted({method for _, method in jobs}):
-        compress, decompress = jobs.get(("compress", method), []), jobs.get(("decompress", method), [])
-        known = ("codecs", method, "decode_gbps") in measured
-        raw, own = codec_before(now, RAW), codec_before(now, method)
-        decode = 1 / own.decode_gbps / 1e9
-        if not known and decompress:
-            # Decoded, encoded raw, and the raw chunk decoded.
-            rest = float(np.median(decompress)) - (1 / raw.encode_gbps + 1 / raw.decode_gbps) / 1e9
-            decode = max(rest, 1e-12)
-            findings.found("codecs", method, "decode_gbps", value=1 / decode / 1e9, samples=len(decompress))
-            known = True
-        elif decompress:
-            rest = float(np.median(decompress)) - decode - 1 / raw.decode_gbps / 1e9
-            if rest > 0:
-                findings.found("codecs", RAW, "encode_gbps", value=1 / rest / 1e9, samples=len(decompress))
-        if compress:
-            rest = float(np.median(compress)) - 1 / raw.decode_gbps / 1e9
-            if not known:
-                decode = max(rest / 2, 1e-12)
-                findings.found("codecs", method, "decode_gbps", value=1 / decode / 1e9, samples=len(compress))
-                findings.note(
-                    f"nothing was loaded in {method}: its jobs' time is shared evenly among its two directions"
-                )
-            encode = max(rest - decode, 1e-12)
-            findings.found("codecs", method, "encode_gbps", value=1 / encode / 1e9, samples=len(compress))
-        else:
-            findings.kept("codecs", method, "encode_gbps", value=own.encode_gbps, why=_NO_JOB)
+    raw = codec_before(now, RAW)
+    methods = sorted({method for _, method in jobs})
+    known = [method for method in methods if ("codecs", method, "decode_gbps") in measured]
+    besides = _besides(
+        [(each, codec_before(now, method), raw) for method in known for each in jobs["decompress", method]]
+    )
+    if besides is None:
+        why = "no decompress job in a method that was loaded from, too"
+        findings.kept("recode_seconds", value=findings.before.recode_seconds, why=why)
+    else:
+        findings.found("recode_seconds", value=besides, samples=sum(len(jobs["decompress", each]) for each in known))
+    for method in methods:
+        _method(method, jobs, raw, now, besides or now.recode_seconds, method in known, findings)
+
+
+def _by_method(seen: Observations, costs: Costs, findings: Findings) -> dict[tuple[str, str], list[_Recoding]]:
+    jobs: dict[tuple[str, str], list[_Recoding]] = defaultdict(list)
+    for job in seen.jobs:
+        recoding = _recoding(job, seen, costs)
+        if recoding is not None and job.method is not None:
+            jobs[job.kind, job.method].append(recoding)
+    for (kind, method), found in jobs.items():
+        if len(found) > 1:
+            jobs[kind, method] = found[1:]
+            findings.note(f"the first {kind} job with {method} is left out, since it may have warmed up")
+    return jobs
+
+
+def _besides(jobs: Sequence[tuple[_Recoding, CodecCosts, CodecCosts]]) -> float | None:
+    """What every chunk of a decompress job takes besides decoding it, encoding it raw and decoding that."""
+    if not jobs:
+        return None
+    rest = [
+        each.seconds - each.kv * (1 / own.decode_gbps + 1 / raw.encode_gbps + 1 / raw.decode_gbps) / 1e9
+        for each, own, raw in jobs
+    ]
+    return max(0.0, float(np.median(rest)))
+
+
+def _method(
+    method: str,
+    jobs: Mapping[tuple[str, str], Sequence[_Recoding]],
+    raw: CodecCosts,
+    costs: Costs,
+    besides: float,
+    known: bool,
+    findings: Findings,
+) -> None:
+    """Find how fast one method encodes, and decodes where no load told."""
+    path = ("codecs", method)
+    compress, decompress = jobs.get(("compress", method), []), jobs.get(("decompress", method), [])
+    decode = 1 / codec_before(costs, method).decode_gbps / 1e9
+    if not known and decompress:
+        rest = _per_byte(decompress, besides) - (1 / raw.encode_gbps + 1 / raw.decode_gbps) / 1e9
+        decode = max(rest, _LEAST)
+        findings.found(*path, "decode_gbps", value=1 / decode / 1e9, samples=len(decompress))
+    if not compress:
+        usual = codec_before(costs, method).encode_gbps
+        findings.kept(*path, "encode_gbps", value=usual, why="no compress job in this method")
+        return
+    rest = _per_byte(compress, besides) - 1 / raw.decode_gbps / 1e9
+    if not known and not decompress:
+        decode = max(rest / 2, _LEAST)
+        findings.found(*path, "decode_gbps", value=1 / decode / 1e9, samples=len(compress))
+        findings.note(f"nothing was loaded in {method}: its jobs' time is shared evenly among its two directions")
+    findings.found(*path, "encode_gbps", value=1 / max(rest - decode, _LEAST) / 1e9, samples=len(compress))
+
+
+def _per_byte(jobs: Sequence[_Recoding], besides: float) -> float:
+    return float(np.median([(each.seconds - besides) / each.kv for each in jobs]))
 
 
 def _shape(seen: Observations, one: str, other: str) -> tuple[float | None, float]:
@@ -81,8 +129,8 @@ def _shaped(bandwidth: str | None, latency: str | float | None) -> tuple[float |
     )
 
 
-def _seconds_per_byte(job: JobSeen, seen: Observations, costs: Costs) -> float | None:
-    """Of coding, for a byte of KV; None for a job that rewrote nothing, or whose KV is not known."""
+def _recoding(job: JobSeen, seen: Observations, costs: Costs) -> _Recoding | None:
+    """None for a job that rewrote nothing, or whose KV is not known."""
     if not job.kind.endswith("compress") or not job.rewritten or job.instance is None or job.location is None:
         return None
     tokens, done = job.job["tokens_done"], len(job.rewritten)
@@ -96,7 +144,7 @@ def _seconds_per_byte(job: JobSeen, seen: Observations, costs: Costs) -> float |
     moved = done * (tier.read_seconds + tier.write_seconds)
     moved += (job.job["bytes_before"] * share / tier.read_gbps + sum(job.rewritten) / tier.write_gbps) / 1e9
     coding: float = max(0.0, job.job["seconds"] - moved)
-    return coding / kv
+    return _Recoding(seconds=coding / done, kv=kv / done)
 
 
 def fit_transfers(seen: Observations, findings: Findings) -> None:

@@ -135,7 +135,7 @@ class ControlledSimStore:
         coding += store.encode_seconds(method, entry.num_tokens)
         coding += store.decode_seconds(method, entry.num_tokens)  # what was encoded is verified by decoding it
         self._check(tier, entry)
-        await self._pause(read + coding)
+        await self._pause(read + coding + store.costs.recode_seconds)
         nbytes, before = store.size(entry.name, entry.num_tokens, method), entry.nbytes
         await self._pause(device.write(self._loop.time(), nbytes) - self._loop.time())
         if entry.state is not EntryState.READY:

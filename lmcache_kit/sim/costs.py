@@ -133,6 +133,7 @@ class Costs(_Strict, kw_only=True, frozen=True):
         report_seconds: until the controller knows what an instance has told it.
         save_seconds: of a save besides encoding and writing.
         load_seconds: of a load besides reading and decoding.
+        recode_seconds: of every chunk that a compress or decompress job rewrites, besides reading, coding and writing.
         transfer_seconds: of every chunk that goes to another instance, besides the link and the tiers.
         transfer_gbps: of stored bytes that go there, besides: checks, and the copies that a transport makes.
         restart_seconds: until what a fault killed and restarts serves again.
@@ -151,6 +152,7 @@ class Costs(_Strict, kw_only=True, frozen=True):
     report_seconds: Seconds = 0.01
     save_seconds: Seconds = 0.0
     load_seconds: Seconds = 0.0
+    recode_seconds: Seconds = 0.0
     transfer_seconds: Seconds = 0.0
     transfer_gbps: Speed = 1.0
     restart_seconds: Seconds = 2.0
