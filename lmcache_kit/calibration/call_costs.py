@@ -14,8 +14,7 @@ from lmcache_kit.calibration.store_costs import tell
 
 __all__ = ["fit_calls"]
 
-_ROUNDS = 40
-_LONGEST = 1.0
+_RANGE, _STEPS = (1e-4, 1.0), 400
 
 
 def fit_calls(seen: Observations, findings: Findings) -> None:
@@ -28,8 +27,7 @@ def fit_calls(seen: Observations, findings: Findings) -> None:
         findings.kept("lookup_seconds", value=before.lookup_seconds, why="no lookups")
     jobs = [job for job in seen.jobs if job.job["seconds"] > 0]
     if jobs:
-        calls = float(np.median([_call_seconds(job) for job in jobs]))
-        findings.found("call_seconds", value=calls, samples=len(jobs))
+        findings.found("call_seconds", value=_call_seconds(jobs), samples=len(jobs))
     else:
         findings.kept("call_seconds", value=before.call_seconds, why="no jobs")
     findings.kept("report_seconds", value=before.report_seconds, why="events do not tell when the controller knows")
@@ -57,16 +55,17 @@ def _requests(seen: Observations, findings: Findings) -> None:
         tell(findings, ("engines", key, "tokenize_token"), found, 0.0, count, "no prompt was sent as a text")
 
 
-def _call_seconds(job: JobSeen) -> float:
-    """How long a call takes with which asking again and again for the job's end takes as long as it did."""
-    low, high = 0.0, _LONGEST
-    for _ in range(_ROUNDS):
-        middle = (low + high) / 2
-        if _heard(float(job.job["seconds"]), middle) < job.latency:
-            low = middle
-        else:
-            high = middle
-    return (low + high) / 2
+def _call_seconds(jobs: Sequence[JobSeen]) -> float:
+    """How long a call takes with which asking again and again for each job's end takes about as long as it did.
+
+    That grows in steps, so all values are tried, from a tenth of a millisecond to a second.
+    """
+    tried: list[float] = [0.0, *np.geomspace(*_RANGE, _STEPS).tolist()]
+
+    def missed(call: float) -> float:
+        return sum(abs(_heard(float(job.job["seconds"]), call) - job.latency) for job in jobs)
+
+    return min(tried, key=missed)
 
 
 def _heard(seconds: float, call: float) -> float:

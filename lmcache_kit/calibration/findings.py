@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from lmcache_kit.sim.costs import Costs
+from lmcache_kit.errors import ConfigError
+from lmcache_kit.sim.costs import CodecCosts, Costs, TierCosts, load_costs
 
 __all__ = ["Figure", "Findings"]
 
@@ -39,10 +42,12 @@ class Findings:
 
     Args:
         before: the costs that the scenario names, or none.
+        usual: location that the storage plugin of a tier calls its own, by the tier's location.
     """
 
-    def __init__(self, before: Costs) -> None:
+    def __init__(self, before: Costs, usual: Mapping[str, str] | None = None) -> None:
         self.before = before
+        self._usual = usual or {}
         self.figures: list[Figure] = []
         self.notes: list[str] = []
         self._costs: dict[str, Any] = msgspec.to_builtins(before)
@@ -51,10 +56,36 @@ class Findings:
         """A cost was measured."""
         rounded = rounded_to(value, 6)
         here = self._costs
-        for key in path[:-1]:
-            here = here.setdefault(key, {})
+        for depth, key in enumerate(path[:-1]):
+            # Whole, because an entry that a file has stands for all of the method, tier or engine.
+            here = here.setdefault(key, self._entry(path[0], key) if depth == 1 else {})
         here[path[-1]] = rounded
         self.figures.append(Figure(path=path, value=rounded, samples=samples))
+
+    def _entry(self, kind: str, name: str) -> dict[str, Any]:
+        if kind == "codecs":
+            return dict(msgspec.to_builtins(self.codec(name)))
+        if kind == "tiers":
+            return dict(msgspec.to_builtins(self.tier(name)))
+        return {}
+
+    def now(self) -> Costs:
+        """All that is known until now."""
+        return load_costs(self.costs(), Path())
+
+    def codec(self, method: str) -> CodecCosts:
+        """What is known of a method until now, or the least that a codec can be."""
+        try:
+            return self.now().codec(method)
+        except ConfigError:
+            return CodecCosts()
+
+    def tier(self, location: str) -> TierCosts:
+        """What is known of a location until now, or the least that a tier can be."""
+        try:
+            return self.now().tier(location, self._usual.get(location, location))
+        except ConfigError:
+            return TierCosts()
 
     def kept(self, *path: str, value: float | bool | None, why: str) -> None:
         """A cost could not be measured."""

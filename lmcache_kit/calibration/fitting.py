@@ -13,7 +13,10 @@ from lmcache_kit.calibration.findings import Findings
 from lmcache_kit.calibration.job_costs import fit_codecs, fit_transfers
 from lmcache_kit.calibration.observations import Observations, RequestSeen, engine_key, observe
 from lmcache_kit.calibration.store_costs import fit_loads, fit_saves, fit_sizes
+from lmcache_kit.contracts.records import StoragePlugin
 from lmcache_kit.errors import ConfigError
+from lmcache_kit.plugins import registry
+from lmcache_kit.scenario.validate import location_of
 from lmcache_kit.sim.costs import load_costs
 
 __all__ = ["WARM_UP", "fit_costs"]
@@ -37,7 +40,7 @@ def fit_costs(directory: Path, *, warm_up: int = WARM_UP, cores: float | None = 
             f"{directory} has no requests to learn from: {_few(seen)}",
             hint="a calibration needs some streamed completions on instances of this project",
         )
-    findings = Findings(load_costs(seen.scenario.costs, Path(seen.scenario.base_dir or ".")))
+    findings = Findings(load_costs(seen.scenario.costs, Path(seen.scenario.base_dir or ".")), _usual(seen))
     engines: dict[str, list[RequestSeen]] = defaultdict(list)
     for request in seen.requests:
         engines[request.engine].append(request)
@@ -56,6 +59,12 @@ def fit_costs(directory: Path, *, warm_up: int = WARM_UP, cores: float | None = 
         findings.kept("cores", value=findings.before.cores, why=why)
     _notes(seen, findings, set(engines))
     return findings
+
+
+def _usual(seen: Observations) -> dict[str, str]:
+    plugins = registry()
+    tiers = [tier for spec in seen.scenario.instances for tier in spec.tiers]
+    return {location_of(tier, plugins): plugins.get(StoragePlugin, tier.kind).location for tier in tiers}
 
 
 def _notes(seen: Observations, findings: Findings, engines: set[str]) -> None:

@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from lmcache_kit.calibration.findings import Findings
 from lmcache_kit.calibration.observations import JobSeen, Observations
 from lmcache_kit.calibration.regression import fit
-from lmcache_kit.calibration.store_costs import codec_before, tier_before
 from lmcache_kit.instance.store.operations import RAW
-from lmcache_kit.sim.costs import CodecCosts, Costs, load_costs
+from lmcache_kit.sim.costs import CodecCosts
 from lmcache_kit.units import parse_bandwidth, parse_duration
 
 __all__ = ["fit_codecs", "fit_transfers"]
@@ -39,28 +37,25 @@ def fit_codecs(seen: Observations, findings: Findings) -> None:
     known well enough, so what it takes besides is what every chunk of a job takes. The first job of each method, which
     may compile or load what the method needs, is left out where there are others.
     """
-    now = load_costs(findings.costs(), Path())
-    jobs = _by_method(seen, now, findings)
+    jobs = _by_method(seen, findings)
     measured = {figure.path for figure in findings.figures if figure.samples}
-    raw = codec_before(now, RAW)
+    raw = findings.codec(RAW)
     methods = sorted({method for _, method in jobs})
     known = [method for method in methods if ("codecs", method, "decode_gbps") in measured]
-    besides = _besides(
-        [(each, codec_before(now, method), raw) for method in known for each in jobs["decompress", method]]
-    )
+    besides = _besides([(each, findings.codec(method), raw) for method in known for each in jobs["decompress", method]])
     if besides is None:
         why = "no decompress job in a method that was loaded from, too"
         findings.kept("recode_seconds", value=findings.before.recode_seconds, why=why)
     else:
         findings.found("recode_seconds", value=besides, samples=sum(len(jobs["decompress", each]) for each in known))
     for method in methods:
-        _method(method, jobs, raw, now, besides or now.recode_seconds, method in known, findings)
+        _method(method, jobs, raw, besides or findings.before.recode_seconds, method in known, findings)
 
 
-def _by_method(seen: Observations, costs: Costs, findings: Findings) -> dict[tuple[str, str], list[_Recoding]]:
+def _by_method(seen: Observations, findings: Findings) -> dict[tuple[str, str], list[_Recoding]]:
     jobs: dict[tuple[str, str], list[_Recoding]] = defaultdict(list)
     for job in seen.jobs:
-        recoding = _recoding(job, seen, costs)
+        recoding = _recoding(job, seen, findings)
         if recoding is not None and job.method is not None:
             jobs[job.kind, job.method].append(recoding)
     for (kind, method), found in jobs.items():
@@ -85,7 +80,6 @@ def _method(
     method: str,
     jobs: Mapping[tuple[str, str], Sequence[_Recoding]],
     raw: CodecCosts,
-    costs: Costs,
     besides: float,
     known: bool,
     findings: Findings,
@@ -93,13 +87,13 @@ def _method(
     """Find how fast one method encodes, and decodes where no load told."""
     path = ("codecs", method)
     compress, decompress = jobs.get(("compress", method), []), jobs.get(("decompress", method), [])
-    decode = 1 / codec_before(costs, method).decode_gbps / 1e9
+    decode = 1 / findings.codec(method).decode_gbps / 1e9
     if not known and decompress:
         rest = _per_byte(decompress, besides) - (1 / raw.encode_gbps + 1 / raw.decode_gbps) / 1e9
         decode = max(rest, _LEAST)
         findings.found(*path, "decode_gbps", value=1 / decode / 1e9, samples=len(decompress))
     if not compress:
-        usual = codec_before(costs, method).encode_gbps
+        usual = findings.codec(method).encode_gbps
         findings.kept(*path, "encode_gbps", value=usual, why="no compress job in this method")
         return
     rest = _per_byte(compress, besides) - 1 / raw.decode_gbps / 1e9
@@ -129,7 +123,7 @@ def _shaped(bandwidth: str | None, latency: str | float | None) -> tuple[float |
     )
 
 
-def _recoding(job: JobSeen, seen: Observations, costs: Costs) -> _Recoding | None:
+def _recoding(job: JobSeen, seen: Observations, findings: Findings) -> _Recoding | None:
     """None for a job that rewrote nothing, or whose KV is not known."""
     if not job.kind.endswith("compress") or not job.rewritten or job.instance is None or job.location is None:
         return None
@@ -140,7 +134,7 @@ def _recoding(job: JobSeen, seen: Observations, costs: Costs) -> _Recoding | Non
     # Those that it found done already count as done, but took no time; stored bytes tell how much it was.
     share = min(1.0, sum(job.rewritten) / max(1, job.job["bytes_after"]))
     kv: float = tokens * of_token * share
-    tier = tier_before(costs, job.location)
+    tier = findings.tier(job.location)
     moved = done * (tier.read_seconds + tier.write_seconds)
     moved += (job.job["bytes_before"] * share / tier.read_gbps + sum(job.rewritten) / tier.write_gbps) / 1e9
     coding: float = max(0.0, job.job["seconds"] - moved)
@@ -154,7 +148,6 @@ def fit_transfers(seen: Observations, findings: Findings) -> None:
     nbytes: list[float] = []
     rest: list[float] = []
     moves = {spec.name: spec.options for spec in seen.scenario.workloads if spec.kind == "move"}
-    now = load_costs(findings.costs(), Path())
     for job in seen.jobs:
         given = moves.get(job.workload)
         if given is None or given["from"]["instance"] == given["to"]["instance"] or not job.job["tokens_done"]:
@@ -165,7 +158,7 @@ def fit_transfers(seen: Observations, findings: Findings) -> None:
         bandwidth, latency = _shape(seen, source["instance"], target["instance"])
         expected = count * 2 * latency + (size / bandwidth if bandwidth else 0.0)
         for place, sides in ((source, ("read",)), (target, ("write", "read"))):
-            tier = tier_before(now, place["location"])
+            tier = findings.tier(place["location"])
             for side in sides:
                 expected += count * getattr(tier, f"{side}_seconds") + size / getattr(tier, f"{side}_gbps") / 1e9
         chunks.append(count)

@@ -95,11 +95,22 @@ class Observations:
     """Requests whose instance does not say what they took."""
 
     def token_bytes(self, instance: str) -> float:
-        """KV of one token of an instance's model, as requests that loaded some tell; 0 when none did."""
-        for each in self.requests:
-            if each.instance == instance and each.cached:
-                return float(each.facts["loaded_kv_bytes"]) / each.cached
+        """KV of one token of an instance's model, as requests that loaded or stored some tell; 0 when none did."""
+        own = [each for each in self.requests if each.instance == instance]
+        for each in own:
+            if each.cached:
+                loaded: float = each.facts["loaded_kv_bytes"]
+                return loaded / each.cached
+        for each in own:
+            if each.facts["stored_tokens"]:
+                stored: float = each.facts["stored_kv_bytes"]
+                tokens: int = each.facts["stored_tokens"]
+                return stored / tokens / self.copies(instance)
         return 0.0
+
+    def copies(self, instance: str) -> int:
+        """In how many tiers an instance stores a new chunk."""
+        return max(1, len(self.store_locations.get(instance, ())))
 
     def block(self, instance: str) -> int:
         """Tokens of a chunk."""

@@ -11,11 +11,10 @@ from lmcache_kit.calibration.engine_costs import sizes
 from lmcache_kit.calibration.findings import Findings
 from lmcache_kit.calibration.observations import Observations, RequestSeen, undisturbed
 from lmcache_kit.calibration.regression import fit
-from lmcache_kit.errors import ConfigError
 from lmcache_kit.kv.blob import blob_size
-from lmcache_kit.sim.costs import CodecCosts, Costs, TierCosts
+from lmcache_kit.sim.costs import Costs
 
-__all__ = ["codec_before", "fit_loads", "fit_saves", "fit_sizes", "tell", "tier_before"]
+__all__ = ["fit_loads", "fit_saves", "fit_sizes", "tell"]
 
 _FEW = 5
 _FASTEST = 1000.0
@@ -41,9 +40,9 @@ def _together(turns: int, cores: float | None) -> float:
     return turns if cores is None else max(1.0, min(turns, cores))
 
 
-def _slowest_first(loads: Sequence[_Load], costs: Costs) -> list[str]:
+def _slowest_first(loads: Sequence[_Load], findings: Findings) -> list[str]:
     found = {location for load in loads for location in load.nbytes}
-    return sorted(found, key=lambda name: (tier_before(costs, name).read_gbps, name))
+    return sorted(found, key=lambda name: (findings.tier(name).read_gbps, name))
 
 
 def _load_of(each: RequestSeen, costs: Costs, cores: float | None) -> _Load:
@@ -81,8 +80,7 @@ def fit_sizes(seen: Observations, findings: Findings) -> None:
             add(codec, facts["loaded_kv_bytes"] / each.cached * whole, facts["loaded_bytes"], facts["codecs"][codec])
         if len(methods[each.instance]) == 1 and facts["stored_bytes"]:
             (codec,) = methods[each.instance]
-            copies = facts["stored_kv_bytes"] / facts["stored_tokens"] / seen.token_bytes(each.instance)
-            chunks = copies * math.ceil(facts["stored_tokens"] / each.block)
+            chunks = seen.copies(each.instance) * math.ceil(facts["stored_tokens"] / each.block)
             add(codec, facts["stored_kv_bytes"], facts["stored_bytes"], chunks)
     for job in seen.jobs:
         if job.kind == "compress" and job.method and job.instance and job.job["bytes_after"]:
@@ -102,8 +100,8 @@ def fit_loads(seen: Observations, findings: Findings, cores: float | None) -> No
     requests = undisturbed(seen.requests)
     loads = [_load_of(each, before, cores) for each in requests]
     codecs = sorted({codec for load in loads for codec in load.codecs})
-    locations = _slowest_first(loads, before)
-    usual = {location: tier_before(before, location) for location in locations}
+    locations = _slowest_first(loads, findings)
+    usual = {location: findings.tier(location) for location in locations}
     features: dict[str, list[float]] = {"load_seconds": [1.0] * len(loads)}
     # In this order: where chunks of one codec come from one tier alone, what a byte takes is the codec's, and a slow
     # tier's bytes are told from a fast one's by what they take longer.
@@ -141,7 +139,7 @@ def fit_loads(seen: Observations, findings: Findings, cores: float | None) -> No
             findings,
             ("codecs", codec, "decode_gbps"),
             _gbps(answer.get(f"decode {codec}")),
-            codec_before(before, codec).decode_gbps,
+            findings.codec(codec).decode_gbps,
             count,
             "too few loads, or all of one size",
         )
@@ -167,12 +165,12 @@ def fit_saves(seen: Observations, findings: Findings) -> None:
     """Find ``save_seconds``, and what writing takes in the slowest tier that new chunks are stored in."""
     before = findings.before
     saves = undisturbed([each for each in seen.requests if each.facts["stored_tokens"] > 0])
-    slowest = {name: _slowest(before, held) for name, held in seen.store_locations.items()}
+    slowest = {name: _slowest(findings, held) for name, held in seen.store_locations.items()}
     locations = sorted(set(slowest.values()))
     features: dict[str, list[float]] = {"save_seconds": [1.0] * len(saves)}
     for location in locations:
         own = [slowest.get(each.instance) == location for each in saves]
-        copies = [max(1, len(seen.store_locations[each.instance])) for each in saves]
+        copies = [seen.copies(each.instance) for each in saves]
         features[f"bytes {location}"] = [
             each.facts["stored_bytes"] / many if mine else 0.0
             for each, mine, many in zip(saves, own, copies, strict=True)
@@ -186,41 +184,25 @@ def fit_saves(seen: Observations, findings: Findings) -> None:
     tell(findings, ("save_seconds",), answer.get("save_seconds"), before.save_seconds, count, "nothing was stored")
     why = "saves of several sizes are needed"
     for location in locations:
-        tier = tier_before(before, location)
+        tier = findings.tier(location)
         per_byte = answer.get(f"bytes {location}")
         tell(findings, ("tiers", location, "write_gbps"), _gbps(per_byte), tier.write_gbps, count, why)
         per_chunk = answer.get(f"chunks {location}")
         tell(findings, ("tiers", location, "write_seconds"), per_chunk, tier.write_seconds, count, why)
     others = sorted({name for held in seen.store_locations.values() for name in held} - set(locations))
     for location in others:
-        tier = tier_before(before, location)
+        tier = findings.tier(location)
         why = f"it is written together with a slower one ({', '.join(locations)})"
         findings.kept("tiers", location, "write_gbps", value=tier.write_gbps, why=why)
         findings.kept("tiers", location, "write_seconds", value=tier.write_seconds, why=why)
 
 
-def _slowest(costs: Costs, locations: set[str]) -> str:
-    return max(sorted(locations), key=lambda location: tier_before(costs, location).write_seconds)
+def _slowest(findings: Findings, locations: set[str]) -> str:
+    return max(sorted(locations), key=lambda location: findings.tier(location).write_seconds)
 
 
 def _gbps(seconds_per_byte: float | None) -> float | None:
     return None if seconds_per_byte is None else min(_FASTEST, 1 / max(seconds_per_byte * 1e9, 1e-30))
-
-
-def tier_before(costs: Costs, location: str) -> TierCosts:
-    """What the costs say of a location, or the least that a tier can be."""
-    try:
-        return costs.tier(location, location)
-    except ConfigError:
-        return TierCosts()
-
-
-def codec_before(costs: Costs, method: str) -> CodecCosts:
-    """What the costs say of a method, or the least that a codec can be."""
-    try:
-        return costs.codec(method)
-    except ConfigError:
-        return CodecCosts()
 
 
 def tell(findings: Findings, path: Sequence[str], value: float | None, before: float, samples: int, why: str) -> None:

@@ -214,18 +214,26 @@ def load_costs(given: str | dict[str, Any] | None, base_dir: Path) -> Costs:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"costs: {path} cannot be read: {error}") from None
-        import yaml
-
-        try:
-            given = yaml.safe_load(text) or {}
-        except yaml.YAMLError as error:
-            raise ConfigError(f"costs: {path} is no YAML: {error}") from None
+        given = _parsed(text, path)
         if isinstance(given, dict) and "costs" in given:
             given = given["costs"]
     costs = _convert(given, Costs, "costs")
     for kind in costs.engines:
         costs.engine(kind, "", None)
     return costs
+
+
+def _parsed(text: str, path: Path) -> Any:
+    """JSON first: YAML takes a number like 4e-07 for a text."""
+    try:
+        return msgspec.json.decode(text)
+    except msgspec.DecodeError:
+        import yaml
+
+        try:
+            return yaml.safe_load(text) or {}
+        except yaml.YAMLError as error:
+            raise ConfigError(f"costs: {path} is no YAML: {error}") from None
 
 
 def _convert(given: Any, wanted: type[T], path: str) -> T:
