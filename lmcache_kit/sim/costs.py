@@ -131,7 +131,7 @@ class Costs(_Strict, kw_only=True, frozen=True):
         lookup_seconds: of a lookup at the controller, both ways.
         call_seconds: of another call to the controller, the worker's answer included.
         report_seconds: until the controller knows what an instance has told it.
-        save_seconds: of a save besides encoding and writing.
+        save_seconds: of a save that has anything to store, besides encoding and writing.
         load_seconds: of a load besides reading and decoding.
         recode_seconds: of every chunk that a compress or decompress job rewrites, besides reading, coding and writing.
         transfer_seconds: of every chunk that goes to another instance, besides the link and the tiers.

@@ -275,16 +275,23 @@ class SimStore:
             for tier in self.core.store_targets(largest):
                 written = max(written, self.tiers[tier].device.write(now, nbytes, len(missing)))
         turns = max(1, min(self.costs.threads, len(missing)))
+        besides = self.costs.save_seconds if missing else 0.0
         if self._processor is None:
-            end = max(written, now + encoding / turns) + self.costs.save_seconds
+            end = max(written, now + encoding / turns) + besides
             self._loop.at(end, self._saved, chunks, start, done)
         else:
-            self._processor.run(encoding / turns, self._encoded, written, chunks, start, done, cores=turns)
+            self._processor.run(encoding / turns, self._encoded, written, besides, chunks, start, done, cores=turns)
 
-    def _encoded(self, written: float, chunks: Sequence[Chunk], start: int, done: Callable[[Saved], object]) -> None:
+    def _encoded(
+        self,
+        written: float,
+        besides: float,
+        chunks: Sequence[Chunk],
+        start: int,
+        done: Callable[[Saved], object],
+    ) -> None:
         """What was encoded meanwhile was written at ``written`` at the earliest."""
-        end = max(written, self._loop.time()) + self.costs.save_seconds
-        self._loop.at(end, self._saved, chunks, start, done)
+        self._loop.at(max(written, self._loop.time()) + besides, self._saved, chunks, start, done)
 
     def _held(self, name: str) -> bool:
         return any(self.tiers[tier].readable for tier in self.core.holders(name))

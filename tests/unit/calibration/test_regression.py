@@ -42,7 +42,7 @@ def test_what_made_the_times_is_found_though_a_third_is_disturbed(coefficients, 
     target = sum(values * each for values, each in zip(columns.values(), coefficients, strict=True))
     target = target + np.where(np.arange(60) % 3 == 0, rng.uniform(10, 1000, 60), 0.0)
     found = fit({name: values.tolist() for name, values in columns.items()}, target.tolist())
-    assert list(found.values()) == pytest.approx(coefficients, rel=0.05, abs=1e-3 * max(coefficients))
+    assert list(found.values()) == pytest.approx(coefficients, rel=0.05, abs=3e-3 * max(coefficients))
 
 
 def test_scales_that_differ_by_orders_of_magnitude_do_not_matter():
