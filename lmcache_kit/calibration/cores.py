@@ -48,7 +48,8 @@ def find_cores(
     best = min(COARSE, key=missed)
     step = math.sqrt(COARSE[1] / COARSE[0])
     for _ in range(_NARROWER):
-        best = min((best / step, best, best * step), key=missed)
+        # Less than one is no number: what requests take by themselves was measured on the same machine.
+        best = min((max(1.0, best / step), best, best * step), key=missed)
         step = math.sqrt(step)
     return None if missed(None) <= missed(best) * 1.01 else round(best, 2)
 
