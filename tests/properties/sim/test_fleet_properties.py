@@ -93,6 +93,7 @@ class World:
         BROKEN.records.clear()
         self.loop = VirtualLoop()
         self.contents: dict[tuple[str, str], set[str]] = {}
+        self.read_on: set[tuple[str, str, str]] = set()
         self.counts: dict[str, int] = {}
         self.fleet = SimFleet(
             scenario,
@@ -120,9 +121,13 @@ class World:
             state = next(tier.state for tier in member.tiers if tier.location == event.location)
             if event.cause in ("capacity", "demote"):
                 assert state.entries[name].readers == 0, "somebody reads it"
+            elif state.entries[name].readers:
+                # Cleared or moved away while it is read: whoever reads it has it, and says so afterwards.
+                self.read_on.add((instance, event.location, name))
             assert not state.pins.pinned(name), "it is pinned"
         elif event.op != "miss":
-            assert name in held, f"{event.op} without a put before"
+            being_read = event.op == "hit" and (instance, event.location, name) in self.read_on
+            assert name in held or being_read, f"{event.op} without a put before"
         for tier in member.tiers:
             state = tier.state
             assert state.capacity is None or 0 <= state.held <= state.capacity
