@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import signal
 import time
-from collections.abc import Coroutine
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from lmcache_kit.cli.output import Format, FormatOption
+from lmcache_kit.cli.signals import until_signalled
 from lmcache_kit.errors import LMCacheKitError
 
 __all__ = ["register"]
@@ -69,7 +67,7 @@ def run(
                     write_machine_facts(output, started=started, seconds=time.monotonic() - start)
         else:
             work = Run(loaded, registry(), output, progress=progress)
-            finished = _until_signalled(work.run())
+            finished = until_signalled(work.run(), stopping="the fleet")
     except LMCacheKitError:
         # What was measured before it failed is a result too.
         if work is not None and work.report is not None:
@@ -114,31 +112,3 @@ def _show(finished: dict[str, Any], format: Format) -> None:  # noqa: A002
     # The reporters that show a report on the terminal are called like the formats.
     record = registry().get(ReporterPlugin, format.value)
     typer.echo(record.factory(registry().options(record)).render(finished), nl=False)
-
-
-def _until_signalled(work: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:
-    """The result of ``work``; SIGINT and SIGTERM cancel it, and it tidies up before the command ends by them."""
-    caught: list[int] = []
-
-    async def supervised() -> dict[str, Any]:
-        loop = asyncio.get_running_loop()
-        task = asyncio.ensure_future(work)
-
-        def stop(number: int) -> None:
-            caught.append(number)
-            if len(caught) == 1:
-                typer.echo(f"{signal.Signals(number).name}: stopping the fleet", err=True)
-                task.cancel()
-
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, stop, number)
-        try:
-            return await task
-        finally:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                loop.remove_signal_handler(number)
-
-    try:
-        return asyncio.run(supervised())
-    except asyncio.CancelledError:
-        raise typer.Exit(128 + caught[0] if caught else 1) from None

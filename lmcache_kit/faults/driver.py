@@ -102,15 +102,15 @@ class FaultDriver:
     def _do(self, action: FaultAction) -> asyncio.Task[None]:
         """Begin an action; those before it with a common target are waited for in its task."""
         fault = action.fault
-        before = {self._last[each] for each in fault.target if each in self._last}
-        task = asyncio.create_task(self._carry_out(action, before), name=f"{fault.kind} {fault.name}")
+        before = dict.fromkeys(self._last[each] for each in fault.target if each in self._last)  # in their order
+        task = asyncio.create_task(self._carry_out(action, list(before)), name=f"{fault.kind} {fault.name}")
         self._doing.add(task)
         task.add_done_callback(self._finished)
         for each in fault.target:
             self._last[each] = task
         return task
 
-    async def _carry_out(self, action: FaultAction, before: set[asyncio.Task[None]]) -> None:
+    async def _carry_out(self, action: FaultAction, before: list[asyncio.Task[None]]) -> None:
         fault = action.fault
         for task in before:
             await asyncio.wait({task})
