@@ -46,7 +46,9 @@ def test_a_wheel_holds_its_package_its_type_marker_and_nothing_else(project: Pat
     assert f"{package}/__init__.py" in names
     assert f"{package}/py.typed" in names
     assert {name.split("/")[0] for name in names} == {package, metadata.split("/")[0]}
-    assert not [name for name in names if "test" in Path(name).name and "testing" not in name]
+    tests = [name for name in names if {"tests", "conftest.py"} & set(Path(name).parts)]
+    tests += [name for name in names if Path(name).stem.startswith("test_") or Path(name).stem.endswith("_test")]
+    assert not tests
     assert "License-Expression: Apache-2.0" in text
     assert "Requires-Python: >=3.11" in text
 
