@@ -1,8 +1,8 @@
-"""A wall run, costs fitted to it, and the same scenario played with them in virtual time."""
+"""Wall runs, costs fitted to them, and the same scenario played with them in virtual time."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +30,18 @@ def play(
     return VirtualRun(virtual, plugins, output, progress=progress).run()
 
 
-def calibrate(wall: Path, plugins: PluginRegistry, *, warm_up: int = WARM_UP) -> Findings:
-    """Fit all costs to a wall run, the number of the machine's cores included. Raises ConfigError."""
-    scenario = load_scenario(wall / "scenario.yaml")
+def calibrate(walls: Sequence[Path], plugins: PluginRegistry, *, warm_up: int = WARM_UP) -> Findings:
+    """Fit all costs to a wall run, or several of one scenario, the number of the machine's cores included. Raises
+    ConfigError."""
+    scenario = load_scenario(walls[0] / "scenario.yaml")
 
     def fit(cores: float | None) -> Findings:
-        return fit_costs(wall, warm_up=warm_up, cores=cores)
+        return fit_costs(walls, warm_up=warm_up, cores=cores)
 
     def played(findings: Findings, folder: Path) -> None:
         play(scenario, findings.costs(), plugins, folder, progress=lambda line: None)
 
-    return fit(find_cores(wall, fit, played))
+    return fit(find_cores(walls, fit, played))
 
 
 def judged(

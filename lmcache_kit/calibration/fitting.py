@@ -1,8 +1,9 @@
-"""From the output directory of a wall run to costs."""
+"""From the output directories of wall runs to costs."""
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -11,7 +12,7 @@ from lmcache_kit.calibration.call_costs import fit_calls
 from lmcache_kit.calibration.engine_costs import fit_engine
 from lmcache_kit.calibration.findings import Findings
 from lmcache_kit.calibration.job_costs import fit_codecs, fit_transfers
-from lmcache_kit.calibration.observations import Observations, RequestSeen, engine_key, observe
+from lmcache_kit.calibration.observations import Observations, RequestSeen, engine_key, observe_all
 from lmcache_kit.calibration.store_costs import fit_loads, fit_saves, fit_sizes
 from lmcache_kit.contracts.records import StoragePlugin
 from lmcache_kit.errors import ConfigError
@@ -24,20 +25,20 @@ __all__ = ["WARM_UP", "fit_costs"]
 WARM_UP = 2
 
 
-def fit_costs(directory: Path, *, warm_up: int = WARM_UP, cores: float | None = None) -> Findings:
-    """Fit all costs to a wall run.
+def fit_costs(directories: Sequence[Path], *, warm_up: int = WARM_UP, cores: float | None = None) -> Findings:
+    """Fit all costs to a wall run, or to several of one scenario.
 
     Args:
-        directory: its output directory.
-        warm_up: how many of each instance's first requests are left out.
+        directories: their output directories, at least one.
+        warm_up: how many of each instance's first requests of a run are left out.
         cores: of the machine, which a run does not tell of itself; see :mod:`lmcache_kit.calibration.cores`.
 
-    Raises ConfigError when it is none, or holds no request to learn from.
+    Raises ConfigError when one is none, or they hold no request to learn from.
     """
-    seen = observe(directory, warm_up=warm_up)
+    seen = observe_all(directories, warm_up=warm_up)
     if not seen.requests:
         raise ConfigError(
-            f"{directory} has no requests to learn from: {_few(seen)}",
+            f"{directories[0]} has no requests to learn from: {_few(seen)}",
             hint="a calibration needs some streamed completions on instances of this project",
         )
     findings = Findings(load_costs(seen.scenario.costs, Path(seen.scenario.base_dir or ".")), _usual(seen))

@@ -23,10 +23,14 @@ _LEAST = 1e-12
 
 @dataclass(frozen=True, slots=True)
 class _Recoding:
-    """What coding took in a job, for a chunk, and how many bytes of KV a chunk was."""
+    """What coding took in a job, for a chunk, and how many bytes of KV a chunk was.
+
+    ``first``: the job may have compiled or loaded what the method needs.
+    """
 
     seconds: float
     kv: float
+    first: bool
 
 
 def fit_codecs(seen: Observations, findings: Findings) -> None:
@@ -34,8 +38,8 @@ def fit_codecs(seen: Observations, findings: Findings) -> None:
     ``recode_seconds``.
 
     A job decodes a chunk, encodes it anew and decodes that to verify it. Decompressing encodes to raw KV, which is
-    known well enough, so what it takes besides is what every chunk of a job takes. The first job of each method, which
-    may compile or load what the method needs, is left out where there are others.
+    known well enough, so what it takes besides is what every chunk of a job takes. The first job of each method in each
+    run, which may compile or load what the method needs, is left out where there are others.
     """
     jobs = _by_method(seen, findings)
     measured = {figure.path for figure in findings.figures if figure.samples}
@@ -59,8 +63,9 @@ def _by_method(seen: Observations, findings: Findings) -> dict[tuple[str, str], 
         if recoding is not None and job.method is not None:
             jobs[job.kind, job.method].append(recoding)
     for (kind, method), found in jobs.items():
-        if len(found) > 1:
-            jobs[kind, method] = found[1:]
+        later = [each for each in found if not each.first]
+        if later:
+            jobs[kind, method] = later
             findings.note(f"the first {kind} job with {method} is left out, since it may have warmed up")
     return jobs
 
@@ -70,7 +75,9 @@ def _besides(jobs: Sequence[tuple[_Recoding, CodecCosts, CodecCosts]]) -> float 
     if not jobs:
         return None
     rest = [
-        each.seconds - each.kv * (1 / own.decode_gbps + 1 / raw.encode_gbps + 1 / raw.decode_gbps) / 1e9
+        each.seconds
+        - own.chunk_seconds
+        - each.kv * (1 / own.decode_gbps + 1 / raw.encode_gbps + 1 / raw.decode_gbps) / 1e9
         for each, own, raw in jobs
     ]
     return max(0.0, float(np.median(rest)))
@@ -87,16 +94,17 @@ def _method(
     """Find how fast one method encodes, and decodes where no load told."""
     path = ("codecs", method)
     compress, decompress = jobs.get(("compress", method), []), jobs.get(("decompress", method), [])
-    decode = 1 / findings.codec(method).decode_gbps / 1e9
+    usual = findings.codec(method)
+    decode, each_chunk = 1 / usual.decode_gbps / 1e9, usual.chunk_seconds
     if not known and decompress:
-        rest = _per_byte(decompress, besides) - (1 / raw.encode_gbps + 1 / raw.decode_gbps) / 1e9
+        rest = _per_byte(decompress, besides + each_chunk) - (1 / raw.encode_gbps + 1 / raw.decode_gbps) / 1e9
         decode = max(rest, _LEAST)
         findings.found(*path, "decode_gbps", value=1 / decode / 1e9, samples=len(decompress))
     if not compress:
-        usual = findings.codec(method).encode_gbps
-        findings.kept(*path, "encode_gbps", value=usual, why="no compress job in this method")
+        findings.kept(*path, "encode_gbps", value=usual.encode_gbps, why="no compress job in this method")
         return
-    rest = _per_byte(compress, besides) - 1 / raw.decode_gbps / 1e9
+    # Encoded, and decoded to verify it.
+    rest = _per_byte(compress, besides + 2 * each_chunk) - 1 / raw.decode_gbps / 1e9
     if not known and not decompress:
         decode = max(rest / 2, _LEAST)
         findings.found(*path, "decode_gbps", value=1 / decode / 1e9, samples=len(compress))
@@ -140,7 +148,7 @@ def _recoding(job: JobSeen, seen: Observations, findings: Findings) -> _Recoding
     moved = done * (tier.read_seconds + tier.write_seconds)
     moved += (job.job["bytes_before"] * share / tier.read_gbps + sum(job.rewritten) / tier.write_gbps) / 1e9
     coding: float = max(0.0, job.job["seconds"] - moved)
-    return _Recoding(seconds=coding / done, kv=kv / done)
+    return _Recoding(seconds=coding / done, kv=kv / done, first=job.first)
 
 
 def fit_transfers(seen: Observations, findings: Findings) -> None:

@@ -1,4 +1,4 @@
-"""What a wall run tells of its costs: its requests, jobs and lookups, read from its output directory."""
+"""What wall runs tell of their costs: requests, jobs and lookups, read from their output directories."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import msgspec
 from lmcache_kit.errors import ConfigError
 from lmcache_kit.scenario import Scenario, load_scenario
 
-__all__ = ["ENOUGH", "JobSeen", "Observations", "RequestSeen", "engine_key", "observe", "undisturbed"]
+__all__ = ["ENOUGH", "JobSeen", "Observations", "RequestSeen", "engine_key", "observe", "observe_all", "undisturbed"]
 
 ENOUGH = 20
 """Requests to learn from."""
@@ -65,6 +65,7 @@ class JobSeen:
         kind: ``compress``, ``decompress``, ``move`` or ``copy``.
         latency: from asking for it to hearing of its end.
         job: what the instance says of it.
+        first: no job of its kind and method came before it in its run, so that it may have warmed something up.
         rewritten: stored bytes of each chunk that it wrote anew.
     """
 
@@ -75,12 +76,14 @@ class JobSeen:
     location: str | None
     latency: float
     job: Mapping[str, Any]
+    first: bool
     rewritten: tuple[int, ...] = ()
 
 
 @dataclass(slots=True)
 class Observations:
-    """A wall run. ``left_out`` counts the first requests of each instance, which warm it up."""
+    """One wall run, or several of one scenario. ``left_out`` counts the first requests of each instance, which warm it
+    up."""
 
     scenario: Scenario
     requests: list[RequestSeen] = field(default_factory=list)
@@ -93,6 +96,22 @@ class Observations:
     left_out: int = 0
     silent: int = 0
     """Requests whose instance does not say what they took."""
+
+    def add(self, other: Observations) -> None:
+        """Take in another run of the scenario. Raises ConfigError when it is of another one."""
+        if (other.scenario.instances, other.scenario.links) != (self.scenario.instances, self.scenario.links):
+            raise ConfigError(
+                f"runs of {self.scenario.name} and {other.scenario.name} are not runs of one fleet",
+                hint="costs are fitted to runs of one scenario",
+            )
+        self.requests += other.requests
+        self.jobs += other.jobs
+        self.lookups += other.lookups
+        for instance, locations in other.store_locations.items():
+            self.store_locations[instance] |= locations
+        self.key = self.key or other.key
+        self.left_out += other.left_out
+        self.silent += other.silent
 
     def token_bytes(self, instance: str) -> float:
         """KV of one token of an instance's model, as requests that loaded or stored some tell; 0 when none did."""
@@ -117,6 +136,14 @@ class Observations:
         return next(spec.chunk_size for spec in self.scenario.instances if spec.id == instance)
 
 
+def observe_all(directories: Sequence[Path], *, warm_up: int) -> Observations:
+    """Read the output directories of wall runs of one scenario, at least one; see :func:`observe`."""
+    seen = observe(directories[0], warm_up=warm_up)
+    for directory in directories[1:]:
+        seen.add(observe(directory, warm_up=warm_up))
+    return seen
+
+
 def observe(directory: Path, *, warm_up: int) -> Observations:
     """Read the output directory of a wall run; of each instance the first ``warm_up`` requests are left out.
 
@@ -138,6 +165,7 @@ def observe(directory: Path, *, warm_up: int) -> Observations:
     requests = [line for line in lines if line["event"] == "request" and line.get("error") is None]
     spans = _spans(requests)
     count: dict[str, int] = defaultdict(int)
+    known: set[tuple[str, str | None]] = set()
     for line in requests:
         facts = line.get("cache") or {}
         if "prefill_seconds" not in facts or line.get("ttft_seconds") is None:
@@ -189,9 +217,11 @@ def observe(directory: Path, *, warm_up: int) -> Observations:
                     location=location,
                     latency=line["seconds"],
                     job=job,
+                    first=(kind, given.get("method")) not in known,
                     rewritten=tuple(written[1][first:last]) if kind.endswith("compress") else (),
                 )
             )
+            known.add((kind, given.get("method")))
         elif kind == "cache_admit":
             seen.key = line["key"]
             if line.get("cause") == "store":

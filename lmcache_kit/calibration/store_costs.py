@@ -11,6 +11,7 @@ from lmcache_kit.calibration.engine_costs import sizes
 from lmcache_kit.calibration.findings import Findings
 from lmcache_kit.calibration.observations import Observations, RequestSeen, undisturbed
 from lmcache_kit.calibration.regression import fit
+from lmcache_kit.instance.store.operations import RAW
 from lmcache_kit.kv.blob import blob_size
 from lmcache_kit.sim.costs import Costs
 
@@ -28,6 +29,7 @@ class _Load:
     chunks: Mapping[str, float]
     nbytes: Mapping[str, float]
     codecs: Mapping[str, int]
+    block: int
     kv: float
     turns: float
 
@@ -54,6 +56,7 @@ def _load_of(each: RequestSeen, costs: Costs, cores: float | None) -> _Load:
         chunks={location: count * held / cached for location, held in tokens.items()},
         nbytes={location: facts["loaded_bytes"] * held / cached for location, held in tokens.items()},
         codecs=facts["codecs"],
+        block=each.block,
         kv=facts["loaded_kv_bytes"],
         turns=_together(costs.decoding_turns(max(1, count), facts["loaded_kv_bytes"]), cores),
     )
@@ -111,6 +114,10 @@ def fit_loads(seen: Observations, findings: Findings, cores: float | None) -> No
         if sum(location in load.nbytes for load in loads) >= _FEW:
             features[f"bytes {location}"] = [load.nbytes.get(location, 0.0) for load in loads]
             features[f"chunks {location}"] = [load.chunks.get(location, 0.0) for load in loads]
+    for codec in codecs:
+        # Chunks of one size do not tell what each takes from what its bytes take. Raw ones take nothing more than any.
+        if codec != RAW and len({load.block for load in loads if codec in load.codecs}) > 1:
+            features[f"each {codec}"] = [load.codecs.get(codec, 0) / load.turns for load in loads]
     weights = [1 / size for size in sizes(requests)]
     taken = [each.facts["load_seconds"] for each in requests]
     answer = fit(features, taken, weights)
@@ -143,6 +150,10 @@ def fit_loads(seen: Observations, findings: Findings, cores: float | None) -> No
             count,
             "too few loads, or all of one size",
         )
+        if codec != RAW:
+            why = "loads of chunks of several sizes are needed to tell it from decode_gbps"
+            usually = findings.codec(codec).chunk_seconds
+            tell(findings, ("codecs", codec, "chunk_seconds"), answer.get(f"each {codec}"), usually, count, why)
     for location in locations:
         count = sum(location in load.nbytes for load in loads)
         why = f"at least {_FEW} loads from it, of several sizes and beside such from other tiers, are needed"

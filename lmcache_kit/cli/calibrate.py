@@ -27,9 +27,11 @@ def calibrate(
         list[str] | None,
         typer.Option("--set", metavar="PATH=VALUE", help="Change one value, e.g. instances.0.chunk_size=64."),
     ] = None,
-    source: Annotated[
-        Path | None, typer.Option("--from", metavar="DIR", help="Take this output directory of a wall run instead.")
+    sources: Annotated[
+        list[Path] | None,
+        typer.Option("--from", metavar="DIR", help="Take this output directory of a wall run instead; or several."),
     ] = None,
+    runs: Annotated[int, typer.Option("--runs", min=1, help="How many wall runs to make and to fit to.")] = 1,
     output: Annotated[
         Path | None, typer.Option("--output", metavar="FILE", help="The costs; costs.json in --output-dir if left out.")
     ] = None,
@@ -41,43 +43,49 @@ def calibrate(
     ] = 2,
     format: FormatOption = Format.TABLE,  # noqa: A002  (the option's name)
 ) -> None:
-    """Fit the costs of virtual time to a wall run, and say how far a virtual run is off with them."""
+    """Fit the costs of virtual time to a wall run, and say how far a virtual run is off with them.
+
+    On a machine that is faster at one time than at another, several runs tell more than one.
+    """
     from lmcache_kit.calibration import calibrate as fit_all
-    from lmcache_kit.calibration import costs_document, figures, judged
+    from lmcache_kit.calibration import costs_document, figures, judge, judged
     from lmcache_kit.errors import ConfigError
     from lmcache_kit.plugins import registry
 
-    if (scenario is None) == (source is None):
+    if (scenario is None) == (not sources):
         raise ConfigError(
             "calibrate needs a scenario or --from, and not both", hint="e.g. lmcache-kit calibrate quickstart"
         )
-    if source is not None and overrides:
-        raise ConfigError("--set changes nothing about a run that has been", hint="leave --from or --set out")
+    if sources and (overrides or runs > 1):
+        option = "--set" if overrides else "--runs"
+        raise ConfigError(f"{option} changes nothing about a run that has been", hint=f"leave --from or {option} out")
     start = time.monotonic()
 
     def progress(line: str) -> None:
         typer.echo(f"[{time.monotonic() - start:6.1f} s] {line}", err=True)
 
-    if source is not None:
-        wall, folder = source, output_dir or Path("out") / f"{source.resolve().name}-calibration"
+    if sources:
+        walls, folder = sources, output_dir or Path("out") / f"{sources[0].resolve().name}-calibration"
     else:
         assert scenario is not None
-        wall, folder = _run(scenario, overrides or [], output_dir, progress)
+        walls, folder = _run(scenario, overrides or [], runs, output_dir, progress)
     logging.getLogger("lmcache_kit").setLevel(logging.WARNING)  # of processes that do not exist
     progress("fitting costs")
-    findings = fit_all(wall, registry(), warm_up=warm_up)
+    findings = fit_all(walls, registry(), warm_up=warm_up)
     target = output or folder / "costs.json"
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_bytes(costs_document(findings, wall))
+    target.write_bytes(costs_document(findings, walls[0]))
     progress(f"costs in {target}; playing the scenario with them")
-    error = judged(wall, findings.costs(), registry(), folder / "virtual", progress=lambda line: None)
+    virtual = folder / "virtual"
+    error = judged(walls[0], findings.costs(), registry(), virtual, progress=lambda line: None)
+    errors = [error, *({**judge(wall, virtual), "failure": error["failure"]} for wall in walls[1:])]
     facts = {
         "costs": str(target),
         "figures": figures(findings),
         "notes": findings.notes,
-        "wall": str(wall),
-        "virtual": str(folder / "virtual"),
-        "error": error,
+        "wall": [str(wall) for wall in walls],
+        "virtual": str(virtual),
+        "errors": errors,
     }
     if format is Format.JSON:
         print_json(facts)
@@ -85,8 +93,10 @@ def calibrate(
         _show(facts)
 
 
-def _run(scenario: str, overrides: list[str], output_dir: Path | None, progress: Any) -> tuple[Path, Path]:
-    """Where the wall run is, after it was run, and the folder of everything."""
+def _run(
+    scenario: str, overrides: list[str], runs: int, output_dir: Path | None, progress: Any
+) -> tuple[list[Path], Path]:
+    """Where the wall runs are, after they were run, and the folder of everything."""
     from lmcache_kit.cli.signals import until_signalled
     from lmcache_kit.live import Run
     from lmcache_kit.plugins import registry
@@ -94,9 +104,10 @@ def _run(scenario: str, overrides: list[str], output_dir: Path | None, progress:
 
     loaded = load_scenario(find_scenario(scenario), [*overrides, "clock=wall", "events=true"])
     folder = output_dir or Path("out") / f"{loaded.name}-calibration"
-    wall = folder / "wall"
-    until_signalled(Run(loaded, registry(), wall, progress=progress).run(), stopping="the fleet")
-    return wall, folder
+    walls = [folder / "wall", *(folder / f"wall-{number}" for number in range(2, runs + 1))]
+    for wall in walls:
+        until_signalled(Run(loaded, registry(), wall, progress=progress).run(), stopping="the fleet")
+    return walls, folder
 
 
 def _show(facts: dict[str, Any]) -> None:
@@ -107,7 +118,10 @@ def _show(facts: dict[str, Any]) -> None:
     print_table(["cost", "value", "samples", "kept as it was, because"], rows)
     for note in facts["notes"]:
         typer.echo(f"note: {note}")
-    show_error(facts["error"])
+    for wall, error in zip(facts["wall"], facts["errors"], strict=True):
+        if len(facts["wall"]) > 1:
+            typer.echo(f"\nagainst {wall}:")
+        show_error(error)
 
 
 def _value(value: float | bool | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ COSTS: dict[str, Any] = {
     },
     "codecs": {
         "naive": {"ratio": 1.0, "encode_gbps": 1.5, "decode_gbps": 0.7},
-        "zstd": {"ratio": 1.2, "encode_gbps": 0.2, "decode_gbps": 0.35},
+        "zstd": {"ratio": 1.2, "encode_gbps": 0.2, "decode_gbps": 0.35, "chunk_seconds": 0.003},
     },
     "tiers": {
         CPU: {"read_gbps": 8.0, "write_gbps": 8.0, "read_seconds": 2e-5, "write_seconds": 2e-5},
@@ -99,7 +100,7 @@ def everything() -> dict[str, Any]:
                     "per_group": 2,
                     "passage_words": 120,
                 },
-                "instances": ["a"],
+                "instances": ["a", "wide"],
                 "max_tokens": 4,
             },
             {"name": "lookup", "kind": "lookup", "of": "serve"},
@@ -132,6 +133,12 @@ def as_wall():
         return folder
 
     return play
+
+
+@pytest.fixture
+def whole():
+    """The data of ``everything`` and its costs, to be changed."""
+    return everything(), copy.deepcopy(COSTS)
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,9 @@ def test_from_a_run_that_has_been(known, tmp_path):
     facts = json.loads(done.stdout)
     assert facts["costs"] == str(tmp_path / "out" / "costs.json")
     assert load_costs("costs.json", tmp_path / "out").request_seconds == pytest.approx(0.004, rel=0.05)
-    assert facts["error"]["requests"][-1]["ttft"]["mape"] < 1.0
+    (error,) = facts["errors"]
+    assert error["requests"][-1]["ttft"]["mape"] < 1.0
+    assert facts["wall"] == [str(known)]
     assert {"name", "value", "samples", "kept_because"} == set(facts["figures"][0])
     assert (tmp_path / "out" / "virtual" / "report.json").exists()
 
@@ -50,10 +52,18 @@ def test_a_scenario_or_a_run(arguments):
     assert "a scenario or --from" in found.message
 
 
-def test_a_run_that_has_been_takes_no_changes(known):
-    found = call("--from", known, "--set", "seed=3").exception
+def test_several_runs_that_have_been(known, tmp_path):
+    done = call("--from", known, "--from", known, "--output-dir", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    assert done.stdout.count(f"against {known}:") == 2
+    assert done.stdout.count("cache decisions: the same") == 2
+
+
+@pytest.mark.parametrize("change", [("--set", "seed=3"), ("--runs", "2")])
+def test_a_run_that_has_been_takes_no_changes(known, change):
+    found = call("--from", known, *change).exception
     assert isinstance(found, ConfigError)
-    assert "--set" in found.message
+    assert change[0] in found.message
 
 
 def test_what_is_no_output_is_refused(tmp_path):

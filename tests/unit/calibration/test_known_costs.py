@@ -17,7 +17,7 @@ CPU, DISK = "LocalCPUBackend", "LocalDiskBackend"
 
 @pytest.fixture(scope="module")
 def findings(known):
-    return fit_costs(known)
+    return fit_costs([known])
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +52,7 @@ def test_the_engines_steps_are_found(fitted, name, value):
         ("codecs.naive.decode_gbps", 0.7),
         ("codecs.zstd.decode_gbps", 0.35),
         ("codecs.zstd.encode_gbps", 0.2),
+        ("codecs.zstd.chunk_seconds", 0.003),
         (f"tiers.{DISK}.read_gbps", 0.9),
         (f"tiers.{DISK}.read_seconds", 5e-4),
         (f"tiers.{DISK}.write_gbps", 0.4),
@@ -114,10 +115,38 @@ def test_the_file_of_costs_is_one_that_scenarios_take(known, findings, tmp_path)
     assert found.tier(CPU, CPU).write_gbps == 8.0
 
 
+def test_a_method_that_was_loaded_in_chunks_of_one_size_keeps_what_a_chunk_takes(whole, as_wall, tmp_path):
+    data, costs = whole
+    data["workloads"][1]["instances"] = ["a"]
+    findings = fit_costs([as_wall(data, costs, tmp_path / "wall")])
+    (figure,) = [figure for figure in findings.figures if figure.name == "codecs.zstd.chunk_seconds"]
+    assert (figure.value, figure.samples) == (0.0, 0)
+    assert "several sizes" in figure.why
+
+
+def test_several_runs_are_one_with_more_requests(known, findings, whole, as_wall, tmp_path):
+    data, slower = whole
+    slower["engines"]["synthetic/m"]["prefill_token"] *= 10
+    odd = as_wall(data, slower, tmp_path / "odd")
+    of_three = {figure.name: figure for figure in fit_costs([known, odd, known]).figures}
+    of_one = {figure.name: figure for figure in findings.figures}
+    assert of_three.keys() == of_one.keys()
+    for name in ("engines.synthetic/m.prefill_token", "codecs.zstd.decode_gbps", f"tiers.{DISK}.read_gbps"):
+        assert of_three[name].samples == 3 * of_one[name].samples
+        # Whatever one of three runs was disturbed by, the two others agree.
+        assert of_three[name].value == pytest.approx(of_one[name].value, rel=0.05)
+    assert of_three["codecs.zstd.encode_gbps"].samples == 3 * of_one["codecs.zstd.encode_gbps"].samples
+
+
+def test_runs_of_other_fleets_are_refused(known, as_wall, tmp_path):
+    with pytest.raises(ConfigError, match="not runs of one fleet"):
+        fit_costs([known, as_wall(machine(), COSTS_OF_ONE, tmp_path / "wall")])
+
+
 def test_the_cores_of_the_machine_are_found(as_wall, tmp_path):
     data = machine()
     wall = as_wall(data, {**COSTS_OF_ONE, "cores": 1.4}, tmp_path / "wall")
-    findings = calibrate(wall, registry())
+    findings = calibrate([wall], registry())
     (cores,) = [figure for figure in findings.figures if figure.name == "cores"]
     assert cores.value == pytest.approx(1.4, rel=0.06)
     assert cores.samples > 20
@@ -126,7 +155,7 @@ def test_the_cores_of_the_machine_are_found(as_wall, tmp_path):
 
 
 def test_with_cores_enough_none_are_found(as_wall, tmp_path):
-    findings = calibrate(as_wall(machine(), COSTS_OF_ONE, tmp_path / "wall"), registry())
+    findings = calibrate([as_wall(machine(), COSTS_OF_ONE, tmp_path / "wall")], registry())
     (cores,) = [figure for figure in findings.figures if figure.name == "cores"]
     # Two instances and a client never want more than these.
     assert cores.value is None or cores.value >= 2.8
@@ -166,14 +195,14 @@ def machine():
 def test_a_virtual_run_is_refused(as_wall, tmp_path):
     wall = as_wall(machine(), COSTS_OF_ONE, tmp_path / "wall", clock="virtual")
     with pytest.raises(ConfigError, match="virtual clock"):
-        fit_costs(wall)
+        fit_costs([wall])
 
 
 def test_a_run_without_requests_is_refused(as_wall, tmp_path):
     wall = as_wall(machine(), COSTS_OF_ONE, tmp_path / "wall")
     (wall / "events.jsonl").write_text('{"time": 0.0, "event": "fleet_ready"}\n')
     with pytest.raises(ConfigError, match="no requests to learn from"):
-        fit_costs(wall)
+        fit_costs([wall])
 
 
 def test_a_damaged_file_of_events_is_named_with_its_line(as_wall, tmp_path):
@@ -181,7 +210,7 @@ def test_a_damaged_file_of_events_is_named_with_its_line(as_wall, tmp_path):
     text = (wall / "events.jsonl").read_text()
     (wall / "events.jsonl").write_text(text[: len(text) // 2])
     with pytest.raises(ConfigError, match=r"events.jsonl, line \d+"):
-        fit_costs(wall)
+        fit_costs([wall])
 
 
 def test_requests_that_do_not_say_what_they_took_are_left_out_and_counted(as_wall, tmp_path):
@@ -191,13 +220,13 @@ def test_requests_that_do_not_say_what_they_took_are_left_out_and_counted(as_wal
         if line["event"] == "request" and line["position"] % 2:
             line["cache"] = {}
     (wall / "events.jsonl").write_bytes(b"\n".join(map(msgspec.json.encode, lines)))
-    assert any("40 requests are left out" in note for note in fit_costs(wall).notes)
+    assert any("40 requests are left out" in note for note in fit_costs([wall]).notes)
 
 
 def test_costs_that_a_scenario_has_stay_where_nothing_was_measured(as_wall, tmp_path):
     own = {"restart_seconds": 7.0, "engines": {"other": {"decode_base": 0.5}}, "tiers": {"Remote": {"read_gbps": 3}}}
     wall = as_wall(machine(), COSTS_OF_ONE, tmp_path / "wall", costs=own)
-    found = load_costs(fit_costs(wall).costs(), Path())
+    found = load_costs(fit_costs([wall]).costs(), Path())
     assert found.restart_seconds == 7.0
     assert found.engine("other", "", None).decode_base == 0.5
     assert found.tier("Remote", "Remote").read_gbps == 3
