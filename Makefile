@@ -9,7 +9,7 @@ OUT := out
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo install test test-gpu lint typecheck check bench clean
+.PHONY: demo install test test-deep test-gpu lint typecheck check bench clean
 
 demo: $(INSTALLED)  ## install everything, run the quickstart, print its table
 	$(BIN)/lmcache-kit run scenarios/quickstart.yaml --output-dir $(OUT)/quickstart
@@ -29,6 +29,13 @@ ALONE := kernels plugins/cachegen tests/unit tests/properties tests/architecture
 test: $(INSTALLED)  ## every test that needs no GPU
 	$(BIN)/python -m pytest --numprocesses 2 $(ALONE) $(PYTEST_ARGS)
 	$(BIN)/python -m pytest tests plugins $(addprefix --ignore=,$(ALONE)) $(PYTEST_ARGS)
+
+# State machines and other properties, again and again with new random choices for about so many minutes. What each
+# of them tried is counted in $(OUT)/deep.json.
+LMCACHE_KIT_DEEP_MINUTES ?= 30
+test-deep: $(INSTALLED)  ## the property tests and the conformance suites for LMCACHE_KIT_DEEP_MINUTES (30)
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal --hypothesis-profile deep --timeout 0 \
+		--deep-minutes $(LMCACHE_KIT_DEEP_MINUTES) --deep-counts $(OUT)/deep.json tests/properties tests/conformance $(PYTEST_ARGS)
 
 # Compiling for a GPU takes some ten seconds a program.
 test-gpu: $(INSTALLED)  ## the kernels compiled for the GPU at hand, and cachegen on it
