@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
+from lmcache_kit.cli import plugins_new
 from lmcache_kit.cli.output import Format, FormatOption, print_facts, print_json, print_table
 from lmcache_kit.cli.values import key_values
 from lmcache_kit.contracts.records import Plugin
@@ -17,6 +18,7 @@ from lmcache_kit.plugins import RegisteredPlugin, registry
 __all__ = ["register"]
 
 app = typer.Typer(help="Installed plugins.", no_args_is_help=True)
+plugins_new.register(app)
 
 
 def register(parent: typer.Typer) -> None:
