@@ -8,37 +8,32 @@ from typing import Any, ClassVar, TypeVar
 
 import msgspec
 import pytest
-from hypothesis import HealthCheck
-from hypothesis import settings as hypothesis_settings
+from hypothesis import HealthCheck, settings
 
 from lmcache_kit.contracts.records import PLUGIN_KINDS, Options, Plugin
 from lmcache_kit.errors import ConfigError, LMCacheKitError, NotFoundError, UnavailableError
 from lmcache_kit.plugins import PluginRegistry, registry
+from lmcache_kit.testing.effort import EXAMPLES, scaled
 
-__all__ = ["PluginTests", "examples", "is_offered", "made", "refusal", "scaled", "skip_unless_offered"]
+__all__ = ["PluginTests", "examples", "is_offered", "made", "refusal", "skip_unless_offered"]
 
 T = TypeVar("T")
-F = TypeVar("F", bound=Callable[..., Any])
 
 _NAME = re.compile(r"[a-z0-9_]+")
-# Hypothesis's own default; a profile with ten times as many tries ten times as many of ours.
-_USUAL_EXAMPLES = 100
 
 
-def scaled(number: int) -> int:
-    """``number`` under hypothesis's default profile, more or fewer in proportion under others; at least 1."""
-    return max(1, round(number * hypothesis_settings().max_examples / _USUAL_EXAMPLES))
-
-
-def examples(number: int, **more: Any) -> Callable[[F], F]:
-    """Decorates a property inside a suite's test: ``number`` examples (see :func:`scaled`), no deadline.
+def examples(number: int, **more: Any) -> settings:
+    """Settings of a property inside a suite's test, as its decorator, or of a state machine.
 
     Args:
-        number: examples under hypothesis's default profile.
+        number: examples under hypothesis's default profile; more or fewer in proportion under others.
         more: further settings of hypothesis, e.g. ``stateful_step_count``.
     """
-    return hypothesis_settings(
+    if EXAMPLES.get() is not None:
+        more.setdefault("database", None)
+    return settings(
         max_examples=scaled(number),
+        report_multiple_bugs=False,
         deadline=None,
         # Plugins may be slow, and the KV that they are given is large beside hypothesis's usual examples.
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example],
