@@ -85,15 +85,16 @@ def run(arguments: list[str], programs: Path) -> dict[str, float]:
     finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     if finished.returncode:
         sys.exit(f"error: {' '.join(arguments)} failed:\n{finished.stderr[-2000:]}")
-    found: dict[str, float] = json.loads(finished.stdout.splitlines()[-1])
-    return found
+    taken: dict[str, float] = json.loads(finished.stdout.splitlines()[-1])
+    found = {f"{step}_seconds": taken[step] for step in STEPS}
+    return {**found, "to_first_payload_seconds": taken["make"] + taken["encode"]}
 
 
 def main() -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("--shape", default=None, metavar="L,P,T,H,D", help=f"of the chunk; default: {SHAPE}")
     parser.add_argument("--device", choices=("cpu", "gpu"), default="gpu")
-    parser.add_argument("--rounds", type=int, default=3, help="processes with programs on disk")
+    parser.add_argument("--rounds", type=int, default=5, help="processes with programs on disk")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
@@ -108,18 +109,17 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             given = [arguments.device, quantizer, shape]
             taken = [run(given, Path(folder)) for _ in range(1 + rounds)]
-        for state, some in (("cold", taken[:1]), ("warm", taken[1:])):
-            metrics = {f"{step}_seconds": [one[step] for one in some] for step in STEPS}
-            metrics["to_first_payload_seconds"] = [one["make"] + one["encode"] for one in some]
-            report.add(f"{quantizer}, {state}", metrics, quantizer=quantizer, state=state)
+        cold, *warm = taken
+        metrics = {step: [seconds[step] for seconds in warm] for step in cold}
+        report.add(quantizer, metrics, cold=cold)
     report.write()
-    columns = [*STEPS, "to_first_payload"]
-    print(f"seconds, medians; {shape} on {arguments.device}")
-    medians = [
-        [result["name"], *(result["metrics"][f"{step}_seconds"]["median"] for step in columns)]
-        for result in report.results
-    ]
-    print(table(["process", *columns], medians))
+    columns = [f"{step}_seconds" for step in (*STEPS, "to_first_payload")]
+    print(f"seconds, medians where warm; {shape} on {arguments.device}")
+    rows = []
+    for result in report.results:
+        rows.append([f"{result['name']}, cold", *(result["cold"][column] for column in columns)])
+        rows.append([f"{result['name']}, warm", *(result["metrics"][column]["median"] for column in columns)])
+    print(table(["process", *(column.removesuffix("_seconds") for column in columns)], rows))
 
 
 if __name__ == "__main__":

@@ -1,16 +1,18 @@
-"""How far virtual runs are from wall runs: costs are fitted to one scenario, and judged by others.
+"""How far simulated times are from measured ones: costs fitted to one scenario, judged on others.
 
-All wall runs come first, one after another: the calibration's, then each scenario's. Then costs are fitted to the
-calibration's run alone, every scenario is played with them on the virtual clock, and its requests are held against
-those of its wall run, matched by workload and position. Errors are in percent of the wall run's value:
+In every round each scenario of `benchmarks/fidelity` runs on the wall clock, one after the other. Costs are fitted to
+the rounds of `calibrate` alone, as `lmcache-kit calibrate` does; the scenario itself and every other are then played in
+virtual time with them. A machine is faster in one minute than in the next, so a request's measured time is the median
+of its rounds, and rounds say themselves how far one is from the others. Of each scenario, in percent of times to first
+token:
 
-- MAPE: mean over requests of how far each one's time to first token is off;
-- p50, p90, p99: of that percentile of all requests of the scenario;
-- points: of the token hit rate, a difference.
+- `virtual`: the virtual run. MAPE is the mean over the requests of |virtual - median| / median; p50, p90 and p99 are of
+  all requests, against the median of the rounds' own percentiles. `points`: of the token hit rate, a difference.
+- `one round`: each wall round in its place, against the median of the other rounds. No model is nearer to a single
+  round than that. Medians of the rounds.
 
-Let the machine do nothing else meanwhile. `others` says how many cores other programs took during each wall run (of a
-second one, during that); --quiet repeats those that were disturbed, and the file says how often. A second wall run of
-each scenario, with --again, says how far two wall runs are apart.
+Let the machine do nothing else meanwhile. `others` says how many cores other programs took; --quiet repeats wall runs
+that were disturbed, and the file says how often.
 """
 
 from __future__ import annotations
@@ -18,26 +20,37 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import statistics
 import tempfile
 import time
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from harness import Report, argument_parser, table
 
-from lmcache_kit.calibration import calibrate, figures, judge, judged, request_pairs
+from lmcache_kit.analysis.events import read_events
+from lmcache_kit.calibration import calibrate, figures, judged
 from lmcache_kit.live import Run
 from lmcache_kit.plugins import registry
+from lmcache_kit.report import read_report
+from lmcache_kit.report.percentiles import percentile
 from lmcache_kit.scenario import find_scenario, load_scenario
 
 FOLDER = Path(__file__).parent / "fidelity"
 CALIBRATION = "calibrate"
 SCENARIOS = ("lengths", "concurrency", "tiers", "links", "codecs", "fleet")
 QUICK_CALIBRATION, QUICK_SCENARIOS = "synthetic", ("tiers",)
+ROUNDS, QUICK_ROUNDS = 5, 2
+PERCENTS = (50, 90, 99)
 
 _LOOK_SECONDS = 3.0
 MOST_POINTS, MOST_MAPE, MOST_P99 = 1.0, 10.0, 20.0
+
+Times = Mapping[tuple[str, int], float]
+"""Seconds to the first token by workload and position."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +58,6 @@ class WallRun:
     """A wall run, how many cores other programs took meanwhile (None where the system does not say), and how many runs
     before it were thrown away because these took too many."""
 
-    name: str
     folder: Path
     others: float | None
     thrown_away: int
@@ -74,7 +86,7 @@ class WallRunner:
             after = _busy()
             others = None if before is None or after is None else max(0.0, after - before) / report["seconds"]
             if self._quiet is None or others is None or others <= self._quiet or time.monotonic() > self._until:
-                return WallRun(path.stem, folder, others, thrown_away)
+                return WallRun(folder, others, thrown_away)
             print(f"thrown away: other programs took {others:.2f} cores", flush=True)
             thrown_away += 1
 
@@ -89,88 +101,161 @@ class WallRunner:
 
 
 def _busy() -> float | None:
-    """Seconds for which processors have worked for others than this process and its children that have ended."""
-    stat = Path("/proc/stat")
-    if not stat.exists():
+    """Processor seconds that all programs but this one and its processes have taken."""
+    try:
+        fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
+    except OSError:
         return None
-    user, nice, system, _, _, irq, softirq, *_ = map(int, stat.read_text().splitlines()[0].split()[1:])
+    total = sum(int(value) for place, value in enumerate(fields) if place not in (3, 4)) / os.sysconf("SC_CLK_TCK")
     own = os.times()
-    total = (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
     return total - own.user - own.system - own.children_user - own.children_system
 
 
-def add(report: Report, wall: WallRun, virtual: Path, kind: str, *, second: WallRun | None = None) -> dict[str, Any]:
-    """One result: what the second run is off by, with every request's numbers."""
-    error, pairs = judge(wall.folder, virtual), request_pairs(wall.folder, virtual)
-    return report.add(
-        wall.name,
-        {
-            f"{what}_{clock}": [pair[what][side] for pair in pairs]
-            for what in ("ttft_seconds", "seconds")
-            for side, clock in enumerate(("wall", "virtual"))
-        },
-        kind=kind,
-        others_cores=wall.others if second is None else second.others,
-        thrown_away=wall.thrown_away,
-        error=error,
-        requests=pairs,
-    )
+def times_of(folder: Path) -> dict[tuple[str, int], float]:
+    """Of all answered requests of a run."""
+    return {
+        (event.workload, event.position): event.ttft_seconds
+        for event in read_events(folder / "events.jsonl")
+        if event.event == "request" and event.ttft_seconds
+    }
 
 
-def over_all(result: dict[str, Any]) -> dict[str, Any]:
-    """The errors over all requests of a result."""
-    found: dict[str, Any] = next(each for each in result["error"]["requests"] if each["workload"] is None)
+def hit_rate(folder: Path) -> float:
+    """Cached tokens of all prompt tokens of a run."""
+    requests = [event for event in read_events(folder / "events.jsonl") if event.event == "request"]
+    return sum(event.cached_tokens or 0 for event in requests) / sum(event.prompt_tokens or 0 for event in requests)
+
+
+def errors(times: Times, rounds: Sequence[Times]) -> dict[str, float]:
+    """How far times are from those of wall rounds, in percent; see the head of this file."""
+    medians = {key: statistics.median(each[key] for each in rounds if key in each) for key in _keys(rounds)}
+    both = [key for key in medians if key in times]
+    found = {"mape": 100 * statistics.fmean(abs(times[key] - medians[key]) / medians[key] for key in both)}
+    for percent in PERCENTS:
+        measured = statistics.median(percentile(list(each.values()), percent) for each in rounds)
+        found[f"p{percent}"] = 100 * (percentile(list(times.values()), percent) - measured) / measured
     return found
 
 
-def met(result: dict[str, Any]) -> bool:
-    found = over_all(result)
-    ttft = found["ttft"]
+def _keys(rounds: Iterable[Times]) -> list[tuple[str, int]]:
+    return sorted({key for each in rounds for key in each})
+
+
+def median_of(each: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The median size of each error."""
+    return {key: statistics.median(abs(one[key]) for one in each) for key in each[0]}
+
+
+def jobs_of(virtual: Path, walls: Sequence[Path]) -> list[dict[str, Any]]:
+    """Seconds of the jobs of each workload together, and the error against the median of the rounds in percent."""
+    walled: dict[str, list[float]] = defaultdict(list)
+    for folder in walls:
+        for workload, seconds in _job_seconds(folder).items():
+            walled[workload].append(seconds)
+    own = _job_seconds(virtual)
+    return [
+        {
+            "workload": workload,
+            "wall_seconds": seconds,
+            "virtual_seconds": own[workload],
+            "error": 100 * (own[workload] / statistics.median(seconds) - 1),
+        }
+        for workload, seconds in walled.items()
+        if own.get(workload)
+    ]
+
+
+def _job_seconds(folder: Path) -> dict[str, float]:
+    return {
+        result["name"]: result["seconds"]
+        for result in read_report(folder / "report.json")["results"]
+        if result.get("kind") in ("compress", "decompress", "move") and result.get("seconds")
+    }
+
+
+def facts_of(kind: str, walls: Sequence[WallRun], virtual: Path, judgement: Mapping[str, Any]) -> dict[str, Any]:
+    """All that is recorded of a scenario."""
+    folders = [wall.folder for wall in walls]
+    rounds, played = [times_of(folder) for folder in folders], times_of(virtual)
+    rates = [hit_rate(folder) for folder in folders]
+    return {
+        "kind": kind,
+        "rounds": len(walls),
+        "others_cores": [wall.others for wall in walls],
+        "thrown_away": sum(wall.thrown_away for wall in walls),
+        "failure": judgement["failure"],
+        "decisions_equal_first_round": judgement["decisions_equal"],
+        "hit_rate": {"rounds": rates, "virtual": hit_rate(virtual)},
+        "hit_rate_points": 100 * (hit_rate(virtual) - statistics.median(rates)),
+        "virtual": errors(played, rounds),
+        "virtual_against_single_rounds": median_of([errors(played, [each]) for each in rounds]),
+        "one_round": median_of(
+            [errors(each, rounds[:place] + rounds[place + 1 :]) for place, each in enumerate(rounds)]
+        ),
+        "jobs": jobs_of(virtual, folders),
+        "requests": [
+            {
+                "workload": workload,
+                "position": position,
+                "wall_seconds": [each.get((workload, position)) for each in rounds],
+                "virtual_seconds": played.get((workload, position)),
+            }
+            for workload, position in _keys(rounds)
+        ],
+    }
+
+
+def met(result: Mapping[str, Any]) -> bool:
+    found = result["virtual"]
     return bool(
-        abs(found["hit_rate_points"]) <= MOST_POINTS and ttft["mape"] <= MOST_MAPE and abs(ttft["p99"]) <= MOST_P99
+        abs(result["hit_rate_points"]) <= MOST_POINTS and found["mape"] <= MOST_MAPE and abs(found["p99"]) <= MOST_P99
     )
 
 
-def print_table(results: list[dict[str, Any]]) -> None:
+def print_table(results: Sequence[Mapping[str, Any]]) -> None:
     rows = []
     for result in results:
-        found = over_all(result)
-        ttft, latency = found["ttft"], found["latency"]
-        jobs = [each["error"] for each in result["error"]["jobs"] if each["error"] is not None]
+        own, other = result["virtual"], result["one_round"]
+        jobs = [each["error"] for each in result["jobs"]]
+        others = [each for each in result["others_cores"] if each is not None]
         rows.append(
             [
                 result["name"],
-                result["kind"],
-                found["requests"],
-                f"{found['hit_rate']:.4f}",
-                f"{found['hit_rate_points']:+.2f}",
-                *(f"{ttft[key]:+.1f}" for key in ("mape", "p50", "p90", "p99")),
-                f"{latency['mape']:.1f}",
+                len(result["requests"]),
+                f"{result['hit_rate_points']:+.2f}",
+                f"{own['mape']:.1f}",
+                *(f"{own[f'p{percent}']:+.1f}" for percent in PERCENTS),
+                f"{result['virtual_against_single_rounds']['mape']:.1f}",
+                f"{other['mape']:.1f}",
+                f"{other['p99']:.1f}",
                 f"{max(jobs, key=abs):+.1f}" if jobs else None,
-                None if result["others_cores"] is None else f"{result['others_cores']:.2f}",
+                f"{max(others):.2f}" if others else None,
                 "yes" if met(result) else "NO",
             ]
         )
-    columns = ["scenario", "against", "requests", "hit rate", "points", "MAPE", "p50", "p90", "p99", "latency MAPE"]
-    print(table([*columns, "worst job", "others", "within"], rows))
+    columns = ["scenario", "requests", "points", "MAPE", *(f"p{percent}" for percent in PERCENTS), "MAPE, single round"]
+    print(table([*columns, "one round: MAPE", "p99", "worst job", "others", "within"], rows))
 
 
 def main() -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("--calibration", help=f"scenario to fit costs to; default: {CALIBRATION}")
     parser.add_argument("--scenario", action="append", help=f"only these; default: {', '.join(SCENARIOS)}")
+    parser.add_argument("--rounds", type=int, help=f"wall runs of each scenario, at least 2; default: {ROUNDS}")
     parser.add_argument("--quiet", type=float, metavar="CORES", help="repeat wall runs if other programs took more")
     parser.add_argument("--patience", type=float, default=900, help="seconds after which none is repeated")
-    parser.add_argument("--again", action="store_true", help="run every scenario twice on the wall clock")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep the output of all runs here")
     arguments = parser.parse_args()
+    rounds = arguments.rounds or (QUICK_ROUNDS if arguments.quick else ROUNDS)
+    if rounds < 2:
+        parser.error("--rounds: one round cannot be held against the others")
     calibration = arguments.calibration or (QUICK_CALIBRATION if arguments.quick else CALIBRATION)
     names = arguments.scenario or (QUICK_SCENARIOS if arguments.quick else SCENARIOS)
     paths = {name: _scenario(name, shipped=arguments.quick) for name in (calibration, *names)}
     parameters = {
         "calibration": calibration,
         "scenarios": list(names),
-        "again": arguments.again,
+        "rounds": rounds,
         "quiet": arguments.quiet,
     }
     report = Report("fidelity", arguments, parameters, ("torch", "transformers"))
@@ -178,17 +263,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.keep or Path(temporary)
         runner = WallRunner(arguments.quiet, time.monotonic() + arguments.patience)
-        fitted_to = runner.run(paths[calibration], folder / "wall" / calibration)
-        walls = [runner.run(paths[name], folder / "wall" / name) for name in names]
-        again = [runner.run(paths[name], folder / "again" / name) for name in names] if arguments.again else []
+        walls: dict[str, list[WallRun]] = {name: [] for name in paths}
+        for number in range(rounds):
+            for name, path in paths.items():
+                walls[name].append(runner.run(path, folder / f"round-{number}" / name))
         print("fitting costs and playing", flush=True)
-        findings = calibrate(fitted_to.folder, registry())
-        for wall in (fitted_to, *walls):
-            virtual = folder / "virtual" / wall.name
-            judged(wall.folder, findings.costs(), registry(), virtual, progress=lambda line: None)
-            add(report, wall, virtual, "its own costs" if wall is fitted_to else "others' costs")
-        for wall, second in zip(walls, again, strict=bool(again)):
-            add(report, wall, second.folder, "second wall run", second=second)
+        findings = calibrate([wall.folder for wall in walls[calibration]], registry())
+        for name, runs in walls.items():
+            virtual = folder / "virtual" / name
+            found = judged(runs[0].folder, findings.costs(), registry(), virtual, progress=lambda line: None)
+            kind = "its own costs" if name == calibration else "others' costs"
+            report.add(name, {}, **facts_of(kind, runs, virtual, found))
     print_table(report.results)
     report.write(costs=findings.costs(), figures=figures(findings), notes=findings.notes)
 

@@ -25,9 +25,22 @@ def test_the_benchmark_runs(tmp_path):
     assert (own["name"], own["kind"]) == ("synthetic", "its own costs")
     assert (other["name"], other["kind"]) == ("tiers", "others' costs")
     for result in (own, other):
-        assert len(result["requests"]) == result["metrics"]["ttft_seconds_wall"]["count"] > 0
-        assert result["error"]["requests"][-1]["hit_rate_points"] == 0.0
+        assert result["rounds"] == 2
+        assert result["failure"] is None
+        assert result["requests"]
+        assert all(len(each["wall_seconds"]) == 2 and each["virtual_seconds"] for each in result["requests"])
+        assert result["hit_rate_points"] == 0.0
+        assert {"mape", "p50", "p90", "p99"} == set(result["virtual"]) == set(result["one_round"])
+        # Of two rounds each is as far from the other as its own share of it.
+        assert result["one_round"]["mape"] > 0
         assert result["name"] in done.stdout
+
+
+def test_one_round_is_no_measurement_of_the_noise(tmp_path):
+    command = [sys.executable, str(BENCHMARKS / "fidelity.py"), "--quick", "--rounds", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)
+    assert done.returncode == 2
+    assert "--rounds" in done.stderr
 
 
 def test_every_scenario_of_it_is_valid():
