@@ -24,10 +24,11 @@ BLOB_VERSION = 1
 DIGEST_SIZE = 16
 
 # magic, container version, header length | codec version, dtype, planes | layers, heads, head dim | tokens |
-# uncompressed size, payload size | payload digest | lengths of codec name and key name
-_FIXED = struct.Struct("<4sHH HBB HHH2x I QQ 16s BB2x")
+# uncompressed size, payload size | payload digest | lengths of codec name and key name; H after a group: reserved
+_FIXED = struct.Struct("<4sHH HBB HHHH I QQ 16s BBH")
 _CRC = struct.Struct("<I")
 MAX_TOKENS = 2**32 - 1
+MAX_RAW_BYTES = 2**64 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +82,8 @@ def pack_blob(header: BlobHeader, payload: Any) -> bytes:
         raise InvalidRequestError("codec name and key name must have 1 to 255 bytes each")
     if not 0 <= header.codec_version <= 0xFFFF or not 0 <= header.num_tokens <= MAX_TOKENS:
         raise InvalidRequestError("codec version and token count must fit 16 and 32 bits")
+    if header.raw_bytes > MAX_RAW_BYTES:
+        raise InvalidRequestError("the size of the KV must fit 64 bits")
     head_size = _FIXED.size + len(codec) + len(key) + _CRC.size
     head = bytearray(head_size)
     layout = header.layout
@@ -96,12 +99,14 @@ def pack_blob(header: BlobHeader, payload: Any) -> bytes:
         layout.num_layers,
         layout.num_kv_heads,
         layout.head_dim,
+        0,
         header.num_tokens,
         header.raw_bytes,
         len(view),
         blake3.blake3(view).digest(DIGEST_SIZE),
         len(codec),
         len(key),
+        0,
     )
     names_end = head_size - _CRC.size
     head[_FIXED.size : names_end] = codec + key
@@ -142,12 +147,14 @@ def _read_header(view: memoryview) -> tuple[BlobHeader, int, bytes]:
         layers,
         heads,
         head_dim,
+        reserved,
         num_tokens,
         raw_bytes,
         payload_bytes,
         digest,
         codec_len,
         key_len,
+        reserved_too,
     ) = _FIXED.unpack_from(view)
     if magic != MAGIC:
         raise BlobError(f"not a blob: it starts with {bytes(magic)!r}, not {MAGIC!r}")
@@ -161,6 +168,8 @@ def _read_header(view: memoryview) -> tuple[BlobHeader, int, bytes]:
     names_end = head_size - _CRC.size
     if zlib.crc32(view[:names_end]) != _CRC.unpack_from(view, names_end)[0]:
         raise BlobError("blob header is damaged: its checksum differs")
+    if reserved or reserved_too:
+        raise BlobError("blob header holds something where this version has nothing")
     names = bytes(view[_FIXED.size : names_end])
     try:
         codec = names[:codec_len].decode()

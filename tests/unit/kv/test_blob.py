@@ -95,12 +95,14 @@ def test_peeking_checks_the_header_alone():
         (12, "<H", 2, "contradicts itself"),
         (14, "<H", 0, "num_kv_heads"),
         (16, "<H", 0, "head_dim"),
+        (18, "<H", 1, "nothing"),
         (20, "<I", 4, "contradicts itself"),
         (20, "<I", 2**32 - 1, "contradicts itself"),
         (24, "<Q", 2**64 - 1, "contradicts itself"),
         (32, "<Q", 2**64 - 1, "announces 18446744073709551615"),
         (32, "<Q", 6, "announces 6"),
         (40, "<16s", bytes(16), "payload of blob"),
+        (58, "<H", 1, "nothing"),
         (60, "<4s", b"\xff\xfe\xfd\xfc", "impossible value"),
         (64, "<4s", b"../.", "impossible value"),
         (64, "<4s", b"m.n0", "impossible value"),
@@ -131,6 +133,7 @@ def test_lengths_are_checked_against_the_bytes_at_hand():
         BlobHeader("x", 1, LAYOUT, -1, ChunkKey("m", 1)),
         BlobHeader("x", 1, LAYOUT, 2**32, ChunkKey("m", 1)),
         BlobHeader("x", 1, LAYOUT, 1, ChunkKey("m" * 300, 1)),
+        BlobHeader("x", 1, KVLayout(65_535, 65_535, 65_535, "float32", 2), 2**32 - 1, ChunkKey("m", 1)),
     ],
 )
 def test_what_does_not_fit_its_place_is_refused_when_packing(header):
