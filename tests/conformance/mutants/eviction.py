@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import random
+from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
 
@@ -158,27 +159,53 @@ class DropsWhatIsTooMuch(LRU):
             self._left += nbytes
 
 
-class LooksThroughAList(EvictionPolicy):
-    """Right, but every call compares with every key."""
-
-    def __init__(self) -> None:
-        self._keys: list[str] = []
-
-    def admit(self, key: str, nbytes: int) -> None:
-        if key not in self._keys:
-            self._keys.append(key)
-
-    def touch(self, key: str) -> None:
-        if key in self._keys:
-            self._keys.remove(key)
-            self._keys.append(key)
+class LooksThroughAll(LRU):
+    """Right, but a removal builds the whole table anew."""
 
     def remove(self, key: str, *, evicted: bool) -> None:
-        if key in self._keys:
-            self._keys.remove(key)
+        left = OrderedDict[str, None]()
+        for each in self._keys:
+            if each != key:
+                left[each] = None
+        self._keys = left
+
+
+class CopiesTheTier(LRU):
+    """Right, but makes a list of all keys for the one that is evicted."""
 
     def victims(self) -> Iterator[str]:
         return iter(list(self._keys))
+
+
+class NeverForgets(LRU):
+    """Keeps a note of every key that it ever saw."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen: dict[str, int] = {}
+
+    def admit(self, key: str, nbytes: int) -> None:
+        super().admit(key, nbytes)
+        self._seen[key] = nbytes
+
+
+class OrderOfHashes(EvictionPolicy):
+    """A set has an order too: another one in every process."""
+
+    def __init__(self) -> None:
+        self._keys: set[str] = set()
+
+    def admit(self, key: str, nbytes: int) -> None:
+        self._keys.add(key)
+
+    def touch(self, key: str) -> None:
+        pass
+
+    def remove(self, key: str, *, evicted: bool) -> None:
+        self._keys.discard(key)
+
+    def victims(self) -> Iterator[str]:
+        return iter(self._keys)
 
 
 class SharesItsKeys(LRU):
@@ -196,29 +223,44 @@ def _make(made: Any, options: Options, capacity_bytes: int | None) -> EvictionPo
     return policy
 
 
-def _mutant(name: str, made: type[EvictionPolicy], wrong: str, *caught_by: str) -> Mutant:
+def _mutant(name: str, made: type[EvictionPolicy], wrong: str, *caught_by: str, errors: str = "") -> Mutant:
     record = EvictionPlugin(name=name, summary=wrong, factory=functools.partial(_make, made))
-    return Mutant(record=record, wrong=wrong, caught_by=caught_by)
+    return Mutant(record=record, wrong=wrong, caught_by=caught_by, errors=tuple(errors.split()))
 
 
 SOUND: tuple[Mutant, ...] = (_mutant("sound_lru", LRU, "nothing"), _mutant("sound_arc", ARC, "nothing"))
 
+_KEYS = "test_victims_are_exactly_the_keys_in_the_tier_each_once"
+_REMOVED = "test_a_removed_key_is_no_victim_until_it_comes_back"
+_REWRITTEN = "test_a_rewritten_key_stays_one_key"
+_UNKNOWN = "test_keys_that_are_not_in_the_tier_are_ignored"
+_ASKING = "test_asking_for_victims_changes_nothing"
+_SAME = "test_the_same_calls_give_the_same_order"
+_HASHES = "test_the_order_does_not_depend_on_how_keys_hash"
+_NEW = "test_a_new_policy_has_no_victims"
+_WORK = "test_evicting_a_large_tier_one_by_one_takes_work_in_proportion"
+_COPYING = "test_the_first_victims_come_without_copying_the_tier"
+_KEPT = "test_nothing_is_kept_of_deleted_keys"
+
 MUTANTS: tuple[Mutant, ...] = (
-    _mutant("yields_a_removed_key", YieldsARemovedKey, "a deleted key stays a victim"),
-    _mutant("yields_an_evicted_key", YieldsAnEvictedKey, "an evicted key stays a victim"),
-    _mutant("forgets_the_newest", ForgetsTheNewest, "victims leaves the last key out"),
-    _mutant("forgets_when_touched", ForgetsWhenTouched, "a key that is read is no victim any more"),
-    _mutant("repeats_a_touched_key", RepeatsATouchedKey, "a key that was read is a victim twice"),
-    _mutant("rewriting_adds_a_key", RewritingAddsAKey, "a key that was rewritten is a victim twice"),
-    _mutant("touch_admits", TouchAdmits, "a key that is not in the tier becomes a victim by being read"),
-    _mutant("unknown_keys_raise", UnknownKeysRaise, "removing a key that it does not know raises KeyError"),
-    _mutant("order_by_chance", OrderByChance, "the same history gives another order each time"),
-    _mutant("asking_changes_the_order", AskingChangesTheOrder, "victims that were looked at move to the end"),
-    _mutant("asking_forgets", AskingForgets, "victims that were looked at are forgotten"),
-    _mutant("forgets_the_readmitted", ForgetsTheReadmitted, "a key that comes back after its eviction is unknown"),
-    _mutant("ignores_empty_objects", IgnoresEmptyObjects, "keys of 0 bytes are no victims"),
-    _mutant("needs_a_capacity", NeedsACapacity, "cannot be made for an unbounded tier"),
-    _mutant("drops_what_is_too_much", DropsWhatIsTooMuch, "forgets keys that the tier still holds"),
-    _mutant("looks_through_a_list", LooksThroughAList, "takes time that grows with the square of the keys"),
-    _mutant("shares_its_keys", SharesItsKeys, "two tiers have one table"),
+    _mutant("yields_a_removed_key", YieldsARemovedKey, "a deleted key stays a victim", _KEYS, _REMOVED),
+    _mutant("yields_an_evicted_key", YieldsAnEvictedKey, "an evicted key stays a victim", _KEYS, _REMOVED),
+    _mutant("forgets_the_newest", ForgetsTheNewest, "victims leaves the last key out", _KEYS),
+    _mutant("forgets_when_touched", ForgetsWhenTouched, "a key that is read is no victim any more", _KEYS),
+    _mutant("repeats_a_touched_key", RepeatsATouchedKey, "a key that was read is a victim twice", _KEYS),
+    _mutant("rewriting_adds_a_key", RewritingAddsAKey, "a key that was rewritten is a victim twice", _REWRITTEN),
+    _mutant("touch_admits", TouchAdmits, "a key that is not in the tier becomes a victim by being read", _KEYS),
+    _mutant("unknown_keys_raise", UnknownKeysRaise, "removing a key it does not know fails", _UNKNOWN, errors="KeyError"),
+    _mutant("order_by_chance", OrderByChance, "the same history gives another order each time", _SAME),
+    _mutant("order_of_hashes", OrderOfHashes, "the order is another one in every process", _HASHES),
+    _mutant("asking_changes_the_order", AskingChangesTheOrder, "victims that were looked at move to the end", _ASKING),
+    _mutant("asking_forgets", AskingForgets, "victims that were looked at are forgotten", _ASKING),
+    _mutant("forgets_the_readmitted", ForgetsTheReadmitted, "a key that comes back is unknown", _REMOVED),
+    _mutant("ignores_empty_objects", IgnoresEmptyObjects, "keys of 0 bytes are no victims", _KEYS),
+    _mutant("needs_a_capacity", NeedsACapacity, "cannot be made for an unbounded tier", _NEW, errors="TypeError"),
+    _mutant("drops_what_is_too_much", DropsWhatIsTooMuch, "forgets keys that the tier still holds", _KEYS),
+    _mutant("looks_through_all", LooksThroughAll, "its work grows with the square of the keys", _WORK),
+    _mutant("copies_the_tier", CopiesTheTier, "copies all keys for the first victim", _COPYING),
+    _mutant("never_forgets", NeverForgets, "its memory grows with every key that it ever saw", _KEPT),
+    _mutant("shares_its_keys", SharesItsKeys, "two tiers have one table", _KEYS),
 )

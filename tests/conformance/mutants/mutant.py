@@ -19,12 +19,14 @@ class Mutant:
         record: the plugin; its name is the mutant's name.
         wrong: one line on what it does wrong.
         caught_by: tests of the suite of its kind that must fail, each of them.
+        errors: types of errors that those tests may fail with, besides a failed assertion: what the plugin itself raises.
         fixtures: values of further fixtures of the suite, by name.
     """
 
     record: Plugin
     wrong: str
     caught_by: tuple[str, ...]
+    errors: tuple[str, ...] = ()
     fixtures: Mapping[str, Any] = field(default_factory=dict)
 
     @property

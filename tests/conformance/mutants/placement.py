@@ -104,7 +104,8 @@ class DividesByTheCapacity(WriteBack):
 class ChangesItsArguments(Demote):
     def on_evict(self, tiers: Sequence[TierView], tier: int, held: Sequence[int], nbytes: int) -> int | None:
         found = super().on_evict(tiers, tier, held, nbytes)
-        held.append(tier)  # type: ignore[attr-defined]
+        if isinstance(held, list):
+            held.append(tier)
         return found
 
 
@@ -113,6 +114,13 @@ class AnswersNothing(Broadcast):
 
     def on_store(self, tiers: Sequence[TierView], nbytes: int) -> Sequence[int]:
         return super().on_store(tiers, nbytes) or None  # type: ignore[return-value]
+
+
+class StoresNothing(Broadcast):
+    """A limit in the wrong unit."""
+
+    def on_store(self, tiers: Sequence[TierView], nbytes: int) -> Sequence[int]:
+        return super().on_store(tiers, nbytes * 2**60 or 2**60) if all(tier.capacity_bytes for tier in tiers) else ()
 
 
 class PromotesToAnIndex(Broadcast):
@@ -127,9 +135,9 @@ def _make(made: Any, options: Options) -> PlacementPolicy:
     return policy
 
 
-def _mutant(name: str, made: type[PlacementPolicy], wrong: str, *caught_by: str) -> Mutant:
+def _mutant(name: str, made: type[PlacementPolicy], wrong: str, *caught_by: str, errors: str = "") -> Mutant:
     record = PlacementPlugin(name=name, summary=wrong, factory=functools.partial(_make, made))
-    return Mutant(record=record, wrong=wrong, caught_by=caught_by)
+    return Mutant(record=record, wrong=wrong, caught_by=caught_by, errors=tuple(errors.split()))
 
 
 SOUND: tuple[Mutant, ...] = (
@@ -138,21 +146,36 @@ SOUND: tuple[Mutant, ...] = (
     _mutant("sound_demote", Demote, "nothing"),
 )
 
+_STORE = "test_a_store_goes_to_tiers_that_exist_each_once"
+_IDLE = "test_copies_made_later_go_to_tiers_that_exist_each_once"
+_HIT = "test_a_hit_promotes_upwards_or_not_at_all"
+_EVICT = "test_an_eviction_names_a_tier_that_exists_or_none"
+_SAME = "test_the_same_question_has_the_same_answer_whatever_was_asked_before"
+_ROOM = "test_something_is_stored_where_every_tier_has_room"
+_LEFT = "test_arguments_are_left_as_they_are_and_may_be_any_sequence"
+
 MUTANTS: tuple[Mutant, ...] = (
-    _mutant("stores_in_a_missing_tier", StoresInAMissingTier, "on_store names one tier too many"),
-    _mutant("counts_from_one", CountsFromOne, "on_store names the tier below, also below the last"),
-    _mutant("stores_by_location", StoresByLocation, "on_store answers with names in place of indices"),
-    _mutant("takes_turns", TakesTurns, "on_store answers in turns"),
-    _mutant("promotes_every_second_hit", PromotesEverySecondHit, "on_hit counts"),
-    _mutant("draws_lots", DrawsLots, "on_evict throws a coin"),
-    _mutant("promotes_downwards", PromotesDownwards, "on_hit names a slower tier"),
-    _mutant("promotes_to_itself", PromotesToItself, "on_hit names the tier that was hit"),
-    _mutant("copies_to_the_last_of_none", CopiesToTheLastOfNone, "on_idle names tier -1"),
-    _mutant("demotes_out_of_the_world", DemotesOutOfTheWorld, "on_evict names a tier below the last"),
-    _mutant("needs_two_tiers", NeedsTwoTiers, "on_store fails with a single tier"),
-    _mutant("needs_capacities", NeedsCapacities, "on_store fails with an unbounded tier"),
-    _mutant("divides_by_the_capacity", DividesByTheCapacity, "on_idle fails with a tier of 0 bytes"),
-    _mutant("changes_its_arguments", ChangesItsArguments, "on_evict changes the list of holders"),
-    _mutant("answers_nothing", AnswersNothing, "on_store answers None where it wants no tier"),
-    _mutant("promotes_to_an_index", PromotesToAnIndex, "on_hit answers a number"),
+    _mutant("stores_in_a_missing_tier", StoresInAMissingTier, "on_store names one tier too many", _STORE),
+    _mutant("counts_from_one", CountsFromOne, "on_store names the tier below, also below the last", _STORE),
+    _mutant("stores_by_location", StoresByLocation, "on_store answers with names in place of indices", _STORE),
+    _mutant("takes_turns", TakesTurns, "on_store answers in turns", _SAME),
+    _mutant("promotes_every_second_hit", PromotesEverySecondHit, "on_hit counts", _SAME),
+    _mutant("draws_lots", DrawsLots, "on_evict throws a coin", _SAME),
+    _mutant("promotes_downwards", PromotesDownwards, "on_hit names a slower tier", _HIT),
+    _mutant("promotes_to_itself", PromotesToItself, "on_hit names the tier that was hit", _HIT),
+    _mutant("copies_to_the_last_of_none", CopiesToTheLastOfNone, "on_idle names tier -1", _IDLE),
+    _mutant("demotes_out_of_the_world", DemotesOutOfTheWorld, "on_evict names a tier below the last", _EVICT),
+    _mutant("needs_two_tiers", NeedsTwoTiers, "on_store fails with a single tier", _STORE, errors="IndexError"),
+    _mutant("needs_capacities", NeedsCapacities, "on_store fails with an unbounded tier", _STORE, errors="TypeError"),
+    _mutant(
+        "divides_by_the_capacity",
+        DividesByTheCapacity,
+        "on_idle fails with a tier of 0 bytes",
+        _IDLE,
+        errors="ZeroDivisionError",
+    ),
+    _mutant("stores_nothing", StoresNothing, "on_store names no tier, ever", _ROOM),
+    _mutant("changes_its_arguments", ChangesItsArguments, "on_evict changes the list of holders", _LEFT),
+    _mutant("answers_nothing", AnswersNothing, "on_store answers None where it wants no tier", _STORE, errors="TypeError"),
+    _mutant("promotes_to_an_index", PromotesToAnIndex, "on_hit answers a number", _HIT),
 )
