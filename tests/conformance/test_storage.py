@@ -17,3 +17,14 @@ class TestDisk(StorageBackendTests):
     @pytest.fixture
     def plugin(self):
         return "disk"
+
+    @pytest.fixture
+    def unreachable(self, tmp_path):
+        (tmp_path / "taken").write_bytes(b"a file where the folder should be")
+        return {"path": str(tmp_path / "taken")}
+
+
+class TestDiskForcedToTheDevice(TestDisk):
+    @pytest.fixture
+    def options(self):
+        return {"fsync": True}

@@ -81,7 +81,7 @@ class PluginTests:
     """Base of the suites; not collected by itself.
 
     A subclass for one kind sets ``record_type`` and ``capabilities``, overrides :meth:`subject`, and marks what only
-    some plugins do with ``@pytest.mark.capability("lossless")`` or ``@pytest.mark.ability(SupportsBatch)``.
+    some plugins do with ``@pytest.mark.capability("lossless")`` or ``@pytest.mark.ability.with_args(SupportsBatch)``.
 
     Fixtures that an author gives: ``plugin``, the record or the name of an installed plugin, and, where it is needed,
     ``options``, a mapping of plain values.
