@@ -117,10 +117,8 @@ class AnswersNothing(Broadcast):
 
 
 class StoresNothing(Broadcast):
-    """A limit in the wrong unit."""
-
     def on_store(self, tiers: Sequence[TierView], nbytes: int) -> Sequence[int]:
-        return super().on_store(tiers, nbytes * 2**60 or 2**60) if all(tier.capacity_bytes for tier in tiers) else ()
+        return ()
 
 
 class PromotesToAnIndex(Broadcast):
