@@ -32,6 +32,7 @@ class FsspecOptions(Options, frozen=True):
         replace: how an object is replaced at once: ``put``, because the store's upload is atomic; ``rename``, by
             renaming a temporary file; ``auto``, as is known of the protocol.
         timeout: seconds that one exchange may take, where the file system can be interrupted.
+        pause: seconds after a failure during which the store is left alone and calls fail at once.
     """
 
     url: str
@@ -39,6 +40,7 @@ class FsspecOptions(Options, frozen=True):
     secrets: dict[str, str] = msgspec.field(default_factory=dict)
     replace: Literal["auto", "put", "rename"] = "auto"
     timeout: Seconds = 30.0
+    pause: Annotated[float, Meta(ge=0)] = 5.0
 
 
 class MemoryOptions(Options, frozen=True):
@@ -71,7 +73,7 @@ def _lasting(options: FsspecOptions, below: str) -> StorageBackend:
         raise ConfigError("memory:// is gone when the process ends", hint="use the storage plugin fsspec_memory")
     credentials = Credentials(options.url, options.storage_options, options.secrets)
     place = Place.of(options.url, below=below, replace=options.replace)
-    return FsspecBackend(place, credentials, timeout=options.timeout)
+    return FsspecBackend(place, credentials, timeout=options.timeout, pause=options.pause)
 
 
 def _memory(options: Options, context: StorageContext) -> StorageBackend:
@@ -83,7 +85,7 @@ def _memory(options: Options, context: StorageContext) -> StorageBackend:
     if not options.url.startswith("memory://"):
         raise ConfigError("fsspec_memory takes memory:// urls only", hint="use the storage plugin fsspec")
     place = Place.of(options.url, below=_folder_of(context))
-    return FsspecBackend(place, Credentials(options.url, {}, {}), timeout=None)
+    return FsspecBackend(place, Credentials(options.url, {}, {}))
 
 
 def _folder_of(context: StorageContext) -> str:
