@@ -35,13 +35,13 @@ async def reverse(frames: Sequence[Buffer]) -> Sequence[Buffer]:
 async def converse(channel: Channel) -> None:
     """What two processes say to each other; raises AssertionError for a wrong answer."""
     for sizes in [(), (0,), (1, 0, 300), (100_000, 5), (len(_PATTERN), 70_000, 1)]:
-        frames: list[Buffer] = [_PATTERN[:size] for size in sizes]
+        frames = [_PATTERN[:size] for size in sizes]
         answer = plain(await channel.request(frames, timeout=LONG))
         assert answer == frames[::-1], f"frames of {sizes} bytes come back changed from the other process"
-    many: list[list[Buffer]] = [[str(number).encode(), _PATTERN[: number * 5000]] for number in range(30)]
+    many: list[list[bytes]] = [[str(number).encode(), _PATTERN[: number * 5000]] for number in range(30)]
     answers = await asyncio.gather(*(channel.request(frames, timeout=LONG) for frames in many))
-    for frames, answer in zip(many, answers, strict=True):
-        assert plain(answer) == frames[::-1], "a request got the answer of another one"
+    for frames, got in zip(many, answers, strict=True):
+        assert plain(got) == frames[::-1], "a request got the answer of another one"
     refused = await outcome(channel.request([b"fail"], timeout=LONG), "a request that the handler refuses")
     assert isinstance(refused, TransportError), f"a handler in another process raised, and the caller got {refused!r}"
     assert "the cup is empty" in refused.message, f"the handler's text is lost between processes: {refused.message}"
