@@ -112,6 +112,8 @@ class SimStore:
         self.core = CacheCore(states, placement, VirtualClock(loop), on_change=on_change, on_event=on_event)
         self._codecs: dict[str, CodecCosts] = {}
         self._payloads: dict[tuple[int, str], int] = {}
+        self._sizes: dict[tuple[int, str, int], int] = {}
+        self._readable = [(index, tier.state.entries) for index, tier in enumerate(tiers) if tier.readable]
         self._leaving: dict[int, Removal] = {}
         self.evictions = self.demotions = self.promotions = 0
         self.dead = False
@@ -126,11 +128,14 @@ class SimStore:
 
     def size(self, name: str, num_tokens: int, method: str) -> int:
         """Stored bytes of a chunk."""
-        payload = self._payloads.get((num_tokens, method))
-        if payload is None:
-            payload = round(self.layout.nbytes(num_tokens) / self._codec(method).ratio)
-            self._payloads[num_tokens, method] = payload
-        return blob_size(method, name, payload)
+        kind = (num_tokens, method, len(name))
+        size = self._sizes.get(kind)
+        if size is None:
+            payload = self._payloads.get((num_tokens, method))
+            if payload is None:
+                payload = round(self.layout.nbytes(num_tokens) / self._codec(method).ratio)
+            size = self._sizes[kind] = blob_size(method, name, payload)
+        return size
 
     # --- loads -------------------------------------------------------------------------------------------------------
 
@@ -144,11 +149,11 @@ class SimStore:
                 break
             name = chunk.name
             held: list[tuple[int, Entry]] = []
-            for index in core.holders(name):
-                if self.tiers[index].readable and self.there(index, name):
+            for index, entries in self._readable:
+                if name in entries and self.there(index, name):
                     entry = core.acquire(index, name)
-                    assert entry is not None
-                    held.append((index, entry))
+                    if entry is not None:
+                        held.append((index, entry))
             if held:
                 tier, codec, nbytes = held[0][0], held[0][1].codec, held[0][1].nbytes
             else:
@@ -294,7 +299,11 @@ class SimStore:
         self._loop.at(max(written, self._loop.time()) + besides, self._saved, chunks, start, done)
 
     def _held(self, name: str) -> bool:
-        return any(self.tiers[tier].readable for tier in self.core.holders(name))
+        for _, entries in self._readable:
+            entry = entries.get(name)
+            if entry is not None and entry.state is EntryState.READY:
+                return True
+        return False
 
     def _saved(self, chunks: Sequence[Chunk], start: int, done: Callable[[Saved], object]) -> None:
         if self.dead:
@@ -363,12 +372,13 @@ class SimStore:
         Raises CapacityError when it does not fit, or the tier takes nothing at present.
         """
         own, name = self.tiers[tier], key.name()
-        if own.state.ready(name) is not None:
+        entry = own.state.entries.get(name)
+        if entry is not None and entry.state is EntryState.READY:
             return False
         if own.shared is not None and name in own.shared:
             self.core.adopt(tier, key, nbytes=own.shared[name], num_tokens=num_tokens, codec="")
             return False
-        if own.state.state(name) is not EntryState.ABSENT:
+        if entry is not None:
             raise CapacityError(f"{name} is on its way out of {own.location}")
         ticket = self.core.begin_put(
             tier, key, nbytes=nbytes, num_tokens=num_tokens, codec=codec, cause=cause, protect=protect

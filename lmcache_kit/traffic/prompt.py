@@ -78,10 +78,18 @@ class BlockPrompt(Sequence[int]):
         total = len(self)
         last = total if partial else total - total % chunk_size
         found = self._chunks[chunk_size, partial] = []
-        for stop in range(chunk_size, last + chunk_size, chunk_size):
-            stop = min(stop, last)
-            block, within = divmod(stop - 1, size)
-            found.append((stop, chunk_identity(blocks[block], within)))
+        whole = last // chunk_size
+        if chunk_size == size:
+            found += [
+                (stop, chunk_identity(block, size - 1))
+                for stop, block in zip(range(size, whole * size + 1, size), blocks, strict=False)
+            ]
+        else:
+            for stop in range(chunk_size, whole * chunk_size + 1, chunk_size):
+                block, within = divmod(stop - 1, size)
+                found.append((stop, chunk_identity(blocks[block], within)))
+        if whole * chunk_size < last:
+            found.append((last, chunk_identity(blocks[(last - 1) // size], (last - 1) % size)))
         return found
 
     def _made(self) -> list[int]:

@@ -62,8 +62,9 @@ class EntryState(enum.Enum):
     DOUBTFUL = "doubtful"
 
 
-class Entry(msgspec.Struct, eq=False):
-    """One object of one tier. A struct, since there are millions and each decision makes some.
+class Entry(msgspec.Struct, eq=False, gc=False):
+    """One object of one tier. A struct, since there are millions and each decision makes some; it refers to nothing that
+    could refer to it, so no collector needs to look at it.
 
     Args:
         nbytes: stored size.
@@ -109,6 +110,7 @@ class TierState:
     leaving: int = 0
     entries: dict[str, Entry] = field(default_factory=dict)
     pins: PinTable = field(init=False)
+    _seen: TierView | None = None
 
     def __post_init__(self) -> None:
         self.pins = PinTable(self.clock)
@@ -119,12 +121,13 @@ class TierState:
         return self.held + self.claimed - self.leaving
 
     def view(self) -> TierView:
-        return TierView(
-            location=self.location,
-            capacity_bytes=self.capacity,
-            used_bytes=self.held + self.claimed - self.leaving,
-            writable=self.writable and not self.full,
-        )
+        used, writable, seen = self.held + self.claimed - self.leaving, self.writable and not self.full, self._seen
+        # Asked about every object, and most decisions change one tier or none.
+        if seen is None or seen.used_bytes != used or seen.writable is not writable:
+            seen = self._seen = TierView(
+                location=self.location, capacity_bytes=self.capacity, used_bytes=used, writable=writable
+            )
+        return seen
 
     def state(self, name: str) -> EntryState:
         entry = self.entries.get(name)

@@ -79,6 +79,8 @@ def read(method, payloads):
     return device.read(arrays, job_to_read(method, payloads), NumpyLink())
 
 
+# Interpreted kernels; half a minute on two idle cores.
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("options", [{"quantizer": "lmcache"}, {"level": 2}])
 def test_payloads_and_values_are_those_of_the_cpu(options):
     method = CacheGen(CacheGenOptions(**options))
