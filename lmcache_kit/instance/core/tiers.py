@@ -63,8 +63,8 @@ class EntryState(enum.Enum):
 
 
 class Entry(msgspec.Struct, eq=False, gc=False):
-    """One object of one tier. A struct, since there are millions and each decision makes some; it refers to nothing that
-    could refer to it, so no collector needs to look at it.
+    """One object of one tier. A struct, since there are millions and each decision makes some; it refers to nothing
+    that could refer to it, so no collector needs to look at it.
 
     Args:
         nbytes: stored size.
