@@ -67,7 +67,8 @@ class EngineSequence(ABC):
     def kv(self, start: int, stop: int) -> KVTensor:
         """A copy of the KV of tokens ``start`` to ``stop`` (exclusive), counted from the prompt's first token.
 
-        Available once computed: the whole prompt after :meth:`prefill`, each output token after the next one.
+        Available once computed: the whole prompt after :meth:`prefill`, each output token after the next one. Raises
+        InvalidRequestError for tokens that are not computed yet.
         """
 
     @abstractmethod

@@ -1,7 +1,7 @@
 """Eviction policies: in which order a full tier gives up its objects.
 
 A policy only orders; the tier decides how much to evict and skips objects that are pinned or being read. Keys are
-the storage names of chunks. Calls come from one thread.
+the storage names of chunks. Calls come from one thread. Equal calls give an equal order, in any process.
 """
 
 from __future__ import annotations
@@ -21,12 +21,18 @@ class EvictionPolicy(ABC):
 
     @abstractmethod
     def touch(self, key: str) -> None:
-        """``key`` was read."""
+        """``key`` was read. Ignored when it is not in the tier."""
 
     @abstractmethod
     def remove(self, key: str, *, evicted: bool) -> None:
-        """``key`` left the tier; ``evicted`` tells eviction from deletion (policies with ghost lists care)."""
+        """``key`` left the tier; ``evicted`` tells eviction from deletion (policies with ghost lists care).
+
+        Ignored when it is not in the tier.
+        """
 
     @abstractmethod
     def victims(self) -> Iterator[str]:
-        """Every key in the tier, first to evict first. The tier stops early; the policy must not change meanwhile."""
+        """Every key in the tier, first to evict first. The tier stops early; the policy must not change meanwhile.
+
+        Asked for anew for every eviction of a full tier, so the first keys should not cost a walk over all.
+        """
