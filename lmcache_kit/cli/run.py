@@ -94,10 +94,11 @@ def report(
     from lmcache_kit.live import OutputFolder, write_reports
     from lmcache_kit.plugins import registry
     from lmcache_kit.report import read_report
+    from lmcache_kit.scenario.model import ReporterSpec
 
     folder = OutputFolder(directory)
     found = read_report(folder.report)
-    write_reports(found, folder, ["html"], registry())
+    write_reports(found, folder, [ReporterSpec(kind="html")], registry())
     if perfetto is not None:
         from lmcache_kit.analysis.timeline import write_timeline_file
 

@@ -89,3 +89,8 @@ class Workload(ABC):
         """``(what, name)`` of the other things that its options name: an ``instance``, a ``location`` or a plugin
         kind such as ``compression``; checked before anything boots."""
         return ()
+
+    def configures(self) -> Sequence[tuple[str, str, Mapping[str, Any]]]:
+        """``(kind, name, options)`` of the plugins that it makes itself, with their options as plain values, such as
+        the reader of a trace; checked before anything boots."""
+        return ()

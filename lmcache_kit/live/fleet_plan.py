@@ -212,6 +212,7 @@ def instance_settings(
             latency=instance.transport.latency,
             options=instance.transport.options,
         ),
+        "methods": instance.methods,
         "links": _links(instance, scenario, peers),
         "data_dir": str(folder.data / instance.id),
         "event_log": str(folder.cache_events(instance.id)),

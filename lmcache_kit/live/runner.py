@@ -26,6 +26,7 @@ from lmcache_kit.live.supervision import Supervisor
 from lmcache_kit.plugins import PluginRegistry
 from lmcache_kit.report.build import build_report, plugin_facts, result_entry
 from lmcache_kit.scenario import Scenario, dump_scenario, evaluate, fault_plan, parse_expectations, validate
+from lmcache_kit.scenario.model import ReporterSpec
 from lmcache_kit.scenario.validate import plugins_used
 
 __all__ = ["Run", "write_reports"]
@@ -185,12 +186,14 @@ class Run:
         )
 
 
-def write_reports(report: Report, folder: OutputFolder, reporters: Sequence[str], plugins: PluginRegistry) -> None:
+def write_reports(
+    report: Report, folder: OutputFolder, reporters: Sequence[ReporterSpec], plugins: PluginRegistry
+) -> None:
     """Write ``report.json``, and the file of each reporter that has one."""
     folder.report.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
-    for name in reporters:
-        record = plugins.get(ReporterPlugin, name)
-        reporter = record.factory(plugins.options(record))
+    for spec in reporters:
+        record = plugins.get(ReporterPlugin, spec.kind)
+        reporter = record.factory(plugins.options(record, spec.options))
         if reporter.file_name is not None:
             (folder.path / reporter.file_name).write_text(reporter.render(report), encoding="utf-8")
 

@@ -84,21 +84,25 @@ def dump_scenario(scenario: Scenario) -> str:
 
 
 def _spell_out(data: dict[str, Any]) -> None:
-    """Replace ``launcher: local`` with ``launcher: {kind: local}``, and likewise below instances and in tiers."""
+    """Replace ``launcher: local`` with ``launcher: {kind: local}``, and likewise in lists and below instances."""
     _spell_out_keys(data, _KIND_ONLY)
+    _spell_out_list(data, "reporters")
     instances = data.get("instances")
     for instance in [data.get("instance_defaults"), *(instances if isinstance(instances, list) else [])]:
         if isinstance(instance, dict):
             _spell_out_keys(instance, _INSTANCE_KIND_ONLY)
-            tiers = instance.get("tiers")
-            if isinstance(tiers, list):
-                instance["tiers"] = [{"kind": tier} if isinstance(tier, str) else tier for tier in tiers]
+            _spell_out_list(instance, "tiers")
 
 
 def _spell_out_keys(data: dict[str, Any], keys: Iterable[str]) -> None:
     for key in keys:
         if isinstance(data.get(key), str):
             data[key] = {"kind": data[key]}
+
+
+def _spell_out_list(data: dict[str, Any], key: str) -> None:
+    if isinstance(data.get(key), list):
+        data[key] = [{"kind": each} if isinstance(each, str) else each for each in data[key]]
 
 
 def _merge_defaults(data: dict[str, Any]) -> None:

@@ -97,8 +97,15 @@ class TransportSpec(_Strict, kw_only=True, frozen=True):
     options: Options = {}
 
 
+class ReporterSpec(_Strict, kw_only=True, frozen=True):
+    """A reporter whose file is written."""
+
+    kind: str
+    options: Options = {}
+
+
 class InstanceDefaults(_Strict, kw_only=True, frozen=True):
-    """What instances share unless they say otherwise."""
+    """What instances share unless they say otherwise. ``methods`` are options of compression methods, by name."""
 
     engine: EngineSpec | None = None
     chunk_size: Annotated[int, Meta(ge=1)] = 256
@@ -109,6 +116,7 @@ class InstanceDefaults(_Strict, kw_only=True, frozen=True):
     )
     placement: PlacementSpec = msgspec.field(default_factory=PlacementSpec)
     transport: TransportSpec = msgspec.field(default_factory=TransportSpec)
+    methods: dict[str, Options] = {}
     max_num_seqs: Annotated[int, Meta(ge=1)] = 16
     config: Options = {}
     env: dict[str, str] = {}
@@ -202,4 +210,4 @@ class Scenario(_Strict, kw_only=True, frozen=True):
     workloads: Annotated[list[WorkloadSpec], Meta(min_length=1)]
     expect: dict[str, Scalar] = {}
     events: bool = True
-    reporters: list[str] = msgspec.field(default_factory=lambda: ["html"])
+    reporters: list[ReporterSpec] = msgspec.field(default_factory=lambda: [ReporterSpec(kind="html")])

@@ -21,6 +21,7 @@ _PLUGIN_KIND = {
     "TierSpec": ("storage", True),
     "PlacementSpec": ("placement", True),
     "TransportSpec": ("transport", True),
+    "ReporterSpec": ("reporter", True),
 }
 
 
@@ -32,9 +33,12 @@ def scenario_schema(plugins: PluginRegistry) -> dict[str, Any]:
         components[model] = _with_plugins(components[model], kind, plugins.names(kind), short=short)
     for tier in _objects(components["TierSpec"]):
         tier["properties"]["eviction"] = {**tier["properties"]["eviction"], "enum": plugins.names("eviction")}
-    components["Scenario"]["properties"]["reporters"]["items"] = {"enum": plugins.names("reporter")}
+        default = tier["properties"]["eviction"]["default"]
+        tier["allOf"] += _choices("eviction", "eviction", "eviction_options", plugins.names("eviction"), default)
     components["WorkloadSpec"] = _workload(components["WorkloadSpec"], plugins)
     components["FaultSpec"]["oneOf"] = [{"required": [kind]} for kind in FAULT_KINDS]
+    for model in ("InstanceDefaults", "InstanceSpec"):
+        components[model]["properties"]["methods"] |= _by_name("compression", plugins)
     instance = components["InstanceSpec"]
     instance["required"] = [name for name in instance["required"] if name == "id"]
     schema: dict[str, Any] = components.pop("Scenario")
@@ -74,14 +78,25 @@ def _options_name(kind: str, name: str) -> str:
 
 def _with_plugins(model: dict[str, Any], kind: str, names: list[str], *, short: bool) -> dict[str, Any]:
     model["properties"]["kind"] = {**model["properties"]["kind"], "enum": names}
-    model["allOf"] = [
+    model["allOf"] = _choices(kind, "kind", "options", names)
+    return {"anyOf": [{"enum": names}, model]} if short else model
+
+
+def _choices(kind: str, key: str, options: str, names: list[str], default: str | None = None) -> list[dict[str, Any]]:
+    """Where ``key`` names a plugin of ``kind``, ``options`` are that plugin's; without ``key``, the default's."""
+    return [
         {
-            "if": {"properties": {"kind": {"const": name}}, "required": ["kind"]},
-            "then": {"properties": {"options": {"$ref": f"#/$defs/{_options_name(kind, name)}"}}},
+            "if": {"properties": {key: {"const": name}}, **({} if name == default else {"required": [key]})},
+            "then": {"properties": {options: {"$ref": f"#/$defs/{_options_name(kind, name)}"}}},
         }
         for name in names
     ]
-    return {"anyOf": [{"enum": names}, model]} if short else model
+
+
+def _by_name(kind: str, plugins: PluginRegistry) -> dict[str, Any]:
+    """A mapping from plugins of ``kind`` to their options."""
+    references = {name: {"$ref": f"#/$defs/{_options_name(kind, name)}"} for name in plugins.names(kind)}
+    return {"properties": references, "additionalProperties": False}
 
 
 def _objects(schema: dict[str, Any]) -> list[dict[str, Any]]:
@@ -93,6 +108,10 @@ def _workload(model: dict[str, Any], plugins: PluginRegistry) -> dict[str, Any]:
     variants = []
     for entry in plugins.all("workload"):
         options = _inlined(entry.record.options)
+        for trace in _traces(options):
+            reader = trace["properties"]["reader"]
+            reader["enum"] = plugins.names("trace")
+            trace["allOf"] = _choices("trace", "reader", "options", reader["enum"], reader["default"])
         variants.append(
             {
                 "type": "object",
@@ -108,3 +127,13 @@ def _workload(model: dict[str, Any], plugins: PluginRegistry) -> dict[str, Any]:
             }
         )
     return {"anyOf": variants}
+
+
+def _traces(options: dict[str, Any]) -> list[dict[str, Any]]:
+    """Wherever a workload's options name a trace reader: the builtin type of it, which other workloads may use too."""
+    return [
+        each
+        for below in options.get("properties", {}).values()
+        for each in _objects(below)
+        if each.get("title") == "TraceOptions"
+    ]

@@ -37,8 +37,8 @@ def validate(scenario: Scenario, plugins: PluginRegistry) -> list[Workload]:
     Raises ConfigError with the path of the first thing that is wrong.
     """
     _plugin(plugins, LauncherPlugin, scenario.launcher.kind, scenario.launcher.options, "launcher")
-    for name in scenario.reporters:
-        _plugin(plugins, ReporterPlugin, name, {}, "reporters")
+    for index, reporter in enumerate(scenario.reporters):
+        _plugin(plugins, ReporterPlugin, reporter.kind, reporter.options, f"reporters.{index}")
     for instance in scenario.instances:
         _check_instance(instance, plugins, f"instances.{instance.id}")
     _check_links(scenario)
@@ -75,6 +75,8 @@ def make_workloads(scenario: Scenario, plugins: PluginRegistry) -> list[Workload
                 unknown = UnknownNameError("earlier workload", need, earlier)
                 raise ConfigError(f"{path}: {unknown.message}", hint=unknown.hint)
         _check_references(workload, scenario, plugins, path)
+        for kind, name, values in workload.configures():
+            _plugin(plugins, PLUGIN_KINDS[kind], name, values, path)
         made.append(workload)
         earlier.append(spec.name)
     return made
@@ -86,17 +88,19 @@ def plugins_used(scenario: Scenario, workloads: Iterable[Workload] = ()) -> list
     ``workloads`` are those of :func:`make_workloads`; they know which of their options name a plugin.
     """
     used = {("launcher", scenario.launcher.kind)}
-    used |= {("reporter", name) for name in scenario.reporters}
+    used |= {("reporter", reporter.kind) for reporter in scenario.reporters}
     used |= {("workload", workload.kind) for workload in scenario.workloads}
     for instance in scenario.instances:
         used |= {("placement", instance.placement.kind), ("transport", instance.transport.kind)}
         used |= {("storage", tier.kind) for tier in instance.tiers}
         used |= {("eviction", tier.eviction) for tier in instance.tiers}
+        used |= {("compression", name) for name in instance.methods}
         used |= {("compression", tier.method) for tier in instance.tiers if tier.method is not None}
         if instance.engine is not None:
             used.add(("engine", instance.engine.kind))
     for made in workloads:
         used |= {(what, name) for what, name in made.references() if what in PLUGIN_KINDS}
+        used |= {(what, name) for what, name, _ in made.configures()}
     return sorted(used)
 
 
@@ -134,6 +138,8 @@ def _check_instance(instance: InstanceSpec, plugins: PluginRegistry, path: str) 
             hint=f"use one of {', '.join(reaching)}",
         )
     _check_link(instance.transport.bandwidth, instance.transport.latency, f"{path}.transport")
+    for name, options in instance.methods.items():
+        _plugin(plugins, CompressionPlugin, name, options, f"{path}.methods.{name}")
     locations: set[str] = set()
     for index, tier in enumerate(instance.tiers):
         below = f"{path}.tiers.{index}"

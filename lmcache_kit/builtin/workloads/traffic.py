@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lmcache_kit.builtin.workloads.traffic_options import TrafficOptions
@@ -47,10 +47,11 @@ class TrafficWorkload(Workload):
         self._options = options
 
     def references(self) -> Sequence[tuple[str, str]]:
-        named = [("instance", name) for name in self._options.instances]
-        if self._options.trace is not None:
-            named.append(("trace", self._options.trace.reader))
-        return named
+        return [("instance", name) for name in self._options.instances]
+
+    def configures(self) -> Sequence[tuple[str, str, Mapping[str, Any]]]:
+        trace = self._options.trace
+        return () if trace is None else (("trace", trace.reader, trace.options),)
 
     async def run(self, context: WorkloadContext) -> WorkloadResult:
         options = self._options
