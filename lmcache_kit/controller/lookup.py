@@ -151,13 +151,20 @@ class LookupTable:
 
     def _credit(self, result: LookupResult, slots: dict[int, int], workers: dict[int, int]) -> None:
         found: dict[str, list[tuple[int, str, int]]] = {}
-        for group in {id(group): group for group in map(self._groups.__getitem__, slots)}.values():
-            held = min(slots.get(bit, 0) for bit in group.bits) if group.complete else 0
+        for bit, held in slots.items():
+            group = self._groups[bit]
+            if not group.complete or bit != group.bits[0]:  # once a group; without its first it holds nothing together
+                continue
+            if len(group.bits) > 1:
+                held = min(slots.get(each, 0) for each in group.bits)
             if held:
                 found.setdefault(group.instance_id, []).append((group.rank, group.location, held))
         touched = {self._groups[bit].instance_id for bit in slots}
         for instance_id in sorted(touched, key=self._order.__getitem__):
-            together = min(workers.get(mask, 0) for mask in self._instances[instance_id])
+            masks = self._instances[instance_id]
+            together = workers.get(masks[0], 0)
+            if len(masks) > 1:
+                together = min(together, *(workers.get(mask, 0) for mask in masks[1:]))
             if not together:
                 continue
             result.prefix[instance_id] = together

@@ -12,7 +12,7 @@ import contextlib
 from collections.abc import Sequence, Set
 
 from lmcache_kit.clock import Clock
-from lmcache_kit.contracts.placement import PlacementPolicy, Promotion
+from lmcache_kit.contracts.placement import PlacementPolicy, Promotion, TierView
 from lmcache_kit.errors import CapacityError, UnknownNameError
 from lmcache_kit.instance.core.announcer import Announcer
 from lmcache_kit.instance.core.events import ChangeSink, EventSink
@@ -72,7 +72,7 @@ class CacheCore:
 
     def store_targets(self, nbytes: int) -> list[int]:
         """Where the placement policy wants a new object, tiers that cannot take it left out, in the policy's order."""
-        wanted = self._placement.on_store([tier.view() for tier in self.tiers], nbytes)
+        wanted = self._placement.on_store(self._views(), nbytes)
         return [index for index in dict.fromkeys(wanted) if self._takes(index, nbytes)]
 
     def idle_targets(self, name: str) -> list[int]:
@@ -82,8 +82,11 @@ class CacheCore:
         held = self.in_tiers(name, EntryState.READY, EntryState.WRITING)
         if not held or (entry := self.tiers[held[0]].entries[name]).state is not EntryState.READY:
             return []
-        wanted = self._placement.on_idle([tier.view() for tier in self.tiers], held, entry.nbytes)
+        wanted = self._placement.on_idle(self._views(), held, entry.nbytes)
         return [index for index in dict.fromkeys(wanted) if index not in held and self._takes(index, entry.nbytes)]
+
+    def _views(self) -> list[TierView]:
+        return [tier.view() for tier in self.tiers]
 
     def _takes(self, index: int, nbytes: int) -> bool:
         return 0 <= index < len(self.tiers) and self.tiers[index].fits(nbytes)
@@ -113,7 +116,7 @@ class CacheCore:
         if entry is not None and not entry.foreign:
             state.policy.touch(name)
         self._announce.event("hit", state.location, key, nbytes, "")
-        promotion = self._placement.on_hit([tier.view() for tier in self.tiers], tier, nbytes)
+        promotion = self._placement.on_hit(self._views(), tier, nbytes)
         if promotion is None or not self._free_for(promotion.target, name, nbytes):
             return None
         return promotion
@@ -180,7 +183,7 @@ class CacheCore:
     def plan(self, ticket: WriteTicket) -> bool:
         """Add the removals that the ticket still needs; whether there were any. Raises CapacityError."""
         state = self.tiers[ticket.tier]
-        if ticket.growth == 0:
+        if ticket.growth == 0 or state.capacity is None or state.planned <= state.capacity:
             return False
         victims = state.choose_victims(ticket.protect)
         # All victims leave before any demotion is decided: a demotion may evict from other tiers, never from this one.
@@ -236,7 +239,7 @@ class CacheCore:
         if removal.doubtful:
             return removal
         others = self.in_tiers(entry.name, EntryState.READY, EntryState.WRITING)
-        target = self._placement.on_evict([tier.view() for tier in self.tiers], state.index, others, entry.nbytes)
+        target = self._placement.on_evict(self._views(), state.index, others, entry.nbytes)
         if target is not None and target > state.index and self._free_for(target, entry.name, entry.nbytes):
             with contextlib.suppress(CapacityError):  # no room below either: the object is dropped, as a cache may
                 removal.demotion = self.begin_put(
