@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import string
+import textwrap
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path, PurePosixPath
@@ -18,6 +19,7 @@ from lmcache_kit.plugin_templates.names import PluginNames
 __all__ = ["KindText", "kind_text", "write_plugin"]
 
 _SUFFIX = ".tmpl"
+_WIDTH = 115
 # Names that a template cannot have itself: a wheel with tests or hidden files in it looks like a mistake.
 _PLACES = {
     "conformance.py": "tests/test_conformance.py",
@@ -97,7 +99,7 @@ def _filled(template: Traversable, names: PluginNames, kind: str) -> str:
         group=ENTRY_POINT_GROUP,
         version=_release(__version__),
         summary=text.summary,
-        does=text.does,
+        does=textwrap.fill(text.does, _WIDTH),
         change=text.change,
         files="".join(f"| `{names.package}/{name}` | {what} |\n" for name, what in text.files.items()),
         dependencies="".join(f'  "{each}",\n' for each in text.dependencies),
