@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -17,6 +18,7 @@ from lmcache_kit.messages import ErrorMsg, HealthWorkerRetMsg
 __all__ = ["Handlers"]
 
 _RESERVED = frozenset({"event_id", "layout_info", "holders", "prefix", "explain", "detail"})
+_WORKER_ID = re.compile("-?[0-9]{1,20}")
 _WORKER_ERROR = -1001  # what LMCache's controller reports for a worker that answered with an error
 
 
@@ -36,7 +38,8 @@ class Handlers:
             "prefix": found.prefix,
         }
         answer.update({name: place for name, place in found.layout.items() if name not in _RESERVED})
-        if request.explain or (query and _flag(query, "explain")):
+        asked = bool(query) and _flag(query, "explain")
+        if request.explain or asked:
             answer["explain"] = self._core.explain(request.tokens, found)
         return answer
 
@@ -105,8 +108,9 @@ class Handlers:
     async def workers(self, request: None, query: dict[str, str]) -> s.WorkerListResponse | s.WorkerInfo:
         """LMCache's dashboard call: one worker's facts when both parameters are given, else a list."""
         worker_id = query.get("worker_id")
-        if worker_id is not None and not worker_id.isdecimal():
-            raise InvalidRequestError(f"worker_id must be a number, got {worker_id!r}")
+        # Its length too: Python refuses to read very long numbers.
+        if worker_id is not None and not _WORKER_ID.fullmatch(worker_id):
+            raise InvalidRequestError(f"worker_id must be a number, got {worker_id[:40]!r}")
         ids = None if worker_id is None else [int(worker_id)]
         infos = self._infos(self._select(query.get("instance_id", "all"), ids))
         if worker_id is not None and "instance_id" in query:
@@ -185,9 +189,7 @@ class Handlers:
 
 
 def _flag(query: dict[str, str], name: str) -> bool:
-    value = query.get(name, "false").lower()
-    if value in ("true", "1", "yes", ""):
-        return True
-    if value in ("false", "0", "no"):
-        return False
-    raise InvalidRequestError(f"{name} must be true or false, got {query[name]!r}")
+    value = s.FLAGS.get(query.get(name, "false"))
+    if value is None:
+        raise InvalidRequestError(f"{name} must be true or false, got {query[name][:40]!r}")
+    return value

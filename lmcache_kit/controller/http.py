@@ -169,6 +169,23 @@ def _starlette(
 
         return StarletteRoute(path, answer, methods=["GET"])
 
+    methods: dict[str, set[str]] = {}
+    for route in routes:
+        methods.setdefault(route.path, set()).add(route.method)
+
+    async def http_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        path = request.scope["path"]
+        detail, headers = error.detail, dict(error.headers or {})
+        if error.status_code == 404:
+            detail = f"a controller has no {path}; is an instance meant? (GET /openapi.json lists the paths)"
+        elif error.status_code == 405:
+            detail = f"{path} does not take {request.method}"
+            if path in methods:  # Starlette names the methods of the first route only
+                headers["Allow"] = ", ".join(sorted(methods[path] | ({"HEAD"} if "GET" in methods[path] else set())))
+        body = _encoder.encode({"detail": detail})
+        return Response(body, status_code=error.status_code, media_type="application/json", headers=headers)
+
     return Starlette(
         routes=[
             *(
@@ -178,23 +195,12 @@ def _starlette(
             page("/metrics", metrics.content_type, metrics.render),
             page("/openapi.json", "application/json", lambda: document),
         ],
-        exception_handlers={HTTPException: _http_error, LMCacheKitError: _kit_error},
+        exception_handlers={HTTPException: http_error, LMCacheKitError: _kit_error},
     )
 
 
 async def _nothing(request: Any, query: dict[str, str]) -> None:
     return None
-
-
-async def _http_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    detail = error.detail
-    if error.status_code == 404:
-        detail = f"a controller has no {request.url.path}; is an instance meant? (GET /openapi.json lists the paths)"
-    elif error.status_code == 405:
-        detail = f"{request.url.path} does not take {request.method}"
-    body = _encoder.encode({"detail": detail})
-    return Response(body, status_code=error.status_code, media_type="application/json", headers=error.headers)
 
 
 async def _kit_error(request: Request, error: Exception) -> Response:

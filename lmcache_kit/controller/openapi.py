@@ -9,7 +9,7 @@ import msgspec
 
 from lmcache_kit import __version__
 from lmcache_kit.controller.routes import Route
-from lmcache_kit.controller.schemas import ErrorResponse, WorkerInfo
+from lmcache_kit.controller.schemas import FLAGS, ErrorResponse, WorkerInfo
 
 __all__ = ["openapi_document"]
 
@@ -22,6 +22,12 @@ _REASONS = {
     500: "A worker failed",
     502: "A worker sent an answer that cannot be read",
     503: "A worker did not answer within its deadline; see Retry-After",
+    507: "It does not fit into the location",
+}
+_QUERY: dict[str, dict[str, Any]] = {
+    "flag": {"type": "string", "enum": list(FLAGS)},
+    "string": {"type": "string"},
+    "integer": {"type": "integer"},
 }
 
 
@@ -35,6 +41,7 @@ def openapi_document(routes: Sequence[Route], *, token: bool) -> dict[str, Any]:
         "description": "an instance's best location and the tokens it holds there",
         "type": "array",
         "prefixItems": [{"type": "string"}, {"type": "integer"}],
+        "items": False,
         "minItems": 2,
         "maxItems": 2,
     }
@@ -67,7 +74,7 @@ def _operation(route: Route, token: bool) -> dict[str, Any]:
         operation["requestBody"] = {"required": True, "content": _json(_reference(route.request))}
     if route.query:
         operation["parameters"] = [
-            {"name": name, "in": "query", "required": False, "description": text, "schema": {"type": kind}}
+            {"name": name, "in": "query", "required": False, "description": text, "schema": _QUERY[kind]}
             for name, kind, text in route.query
         ]
     secured = token and not route.open

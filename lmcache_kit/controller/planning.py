@@ -36,6 +36,8 @@ from lmcache_kit.messages import (
 
 __all__ = ["Call", "Outcome", "Plan", "Planner", "check_finish_plan", "settle", "settle_check_finish"]
 
+_PASSED_ON = frozenset({400, 404, 409, 413, 500, 502, 503, 507})
+
 Outcome: TypeAlias = ControlRetMsg | LMCacheKitError
 """A worker's answer, or why there is none."""
 
@@ -310,7 +312,10 @@ def _worker_event(event_id: str, worker: Worker) -> str:
 
 
 def _worker_error(worker: Worker, answer: ErrorMsg) -> LMCacheKitError:
-    status = answer.status if 400 <= answer.status < 600 else 500
+    # A worker may send any number; clients see those that the OpenAPI document names.
+    status = answer.status
+    if status not in _PASSED_ON:
+        status = 400 if 400 <= status < 500 else 500
     error = error_from_status(status, f"worker {worker.name}: {answer.error}", hint=answer.hint)
     error.status = status
     return error

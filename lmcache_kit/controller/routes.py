@@ -18,7 +18,7 @@ Handler = Callable[[Any, dict[str, str]], Awaitable[Any]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
-    """One path and method. ``query`` maps parameter names to (JSON schema type, description)."""
+    """One path and method. ``query`` maps parameter names to (flag, string or integer; description)."""
 
     method: str
     path: str
@@ -32,14 +32,14 @@ class Route:
     """Whether it answers without the bearer token."""
 
 
-_CALL = (400, 404, 409, 413, 500, 502, 503)
+_CALL = (400, 404, 409, 413, 500, 502, 503, 507)
 _BODY = (400, 413)
 
 
 def routes(handlers: Handlers) -> list[Route]:
     """All paths that answer with JSON."""
     operation = s.OperationResponse
-    explain = ("explain", "boolean", "say chunk by chunk why the prefix ends where it does")
+    explain = ("explain", "flag", "say chunk by chunk why the prefix ends where it does")
     worker_filters = (("instance_id", "string", "only this instance"), ("worker_id", "integer", "only this worker"))
     return [
         _post("/lookup", "Who holds how much of a prefix", handlers.lookup, s.LookupRequest, s.LookupResponse, _BODY)(

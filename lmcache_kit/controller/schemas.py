@@ -8,6 +8,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 __all__ = [
+    "FLAGS",
     "CheckFinishRequest",
     "CheckFinishResponse",
     "ClearRequest",
@@ -31,6 +32,12 @@ __all__ = [
     "WorkerInfo",
     "WorkerListResponse",
 ]
+
+FLAGS = {
+    **dict.fromkeys(("true", "True", "1", "yes", ""), True),
+    **dict.fromkeys(("false", "False", "0", "no"), False),
+}
+"""Spellings of a flag among the query's parameters; Python's clients write a boolean with a capital."""
 
 
 class LookupRequest(msgspec.Struct, kw_only=True):

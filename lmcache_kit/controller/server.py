@@ -23,6 +23,7 @@ from lmcache_kit.controller.metrics import ControllerMetrics
 from lmcache_kit.controller.monitor import Monitor, join_address
 from lmcache_kit.controller.routes import routes
 from lmcache_kit.errors import ConfigError, LMCacheKitError
+from lmcache_kit.http_limits import LimitedHttp
 
 __all__ = ["ControllerServer", "run", "serve"]
 
@@ -80,7 +81,7 @@ class ControllerServer:
         self._http = _Uvicorn(
             uvicorn.Config(
                 app,
-                http="httptools",
+                http=LimitedHttp,
                 ws="none",
                 lifespan="off",
                 log_config=None,

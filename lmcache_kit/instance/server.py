@@ -20,6 +20,7 @@ from starlette.types import ASGIApp
 from lmcache_kit.clock import Clock, WallClock
 from lmcache_kit.contracts.engine import Engine
 from lmcache_kit.errors import ConfigError
+from lmcache_kit.http_limits import LimitedHttp
 from lmcache_kit.instance.config.model import InstanceConfig
 from lmcache_kit.instance.event_log import CacheEventLog
 from lmcache_kit.instance.faults import from_environment
@@ -161,7 +162,7 @@ async def _serve_http(app: ASGIApp, http_socket: socket.socket, stop: asyncio.Ev
     server = _Server(
         uvicorn.Config(
             app,
-            http="httptools",
+            http=LimitedHttp,
             ws="none",
             lifespan="off",
             log_config=None,

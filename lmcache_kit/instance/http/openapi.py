@@ -15,6 +15,13 @@ _INTEGER = {"type": "integer"}
 _NUMBER = {"type": "number"}
 _TEXT = {"type": "string"}
 _COUNTS = {"type": "object", "additionalProperties": _INTEGER}
+_ERRORS = {
+    "400": "The request is wrong; the text says where",
+    "404": "The model is not served here; the text names those that are",
+    "413": "The body is too large",
+    "500": "The engine failed",
+    "503": "The instance is shutting down; see Retry-After",
+}
 
 
 def openapi() -> dict[str, Any]:
@@ -64,7 +71,8 @@ def openapi() -> dict[str, Any]:
     token_texts = {"type": ["array", "null"], "items": _TEXT}
     tokens = _object({"count": _INTEGER, "max_model_len": _INTEGER, "tokens": token_ids, "token_strs": token_texts})
     models = _object({"object": {"const": "list"}, "data": {"type": "array", "items": {"type": "object"}}})
-    stream = {"text/event-stream": {"schema": {"type": "string"}}}
+    # The data of each event is a completion without some of its keys, an error, or [DONE].
+    stream = {"text/event-stream": {"schema": {"description": "server-sent events"}}}
     return {
         "openapi": "3.1.0",
         "info": {"title": "lmcache-kit instance", "version": __version__},
@@ -73,7 +81,7 @@ def openapi() -> dict[str, Any]:
             "/tokenize": {"post": _post("Token ids of a text", "TokenizeBody", tokens)},
             "/detokenize": {"post": _post("Text of token ids", "DetokenizeBody", _object({"prompt": _TEXT}))},
             "/v1/models": {"get": _get("Names this instance answers to", "application/json", models)},
-            "/health": {"get": _get("Whether the instance serves", "application/json", {"type": "object"})},
+            "/health": {"get": _get("Whether the instance serves", "application/json", {"type": "object"}, "503")},
             "/metrics": {"get": _get("Prometheus metrics", "text/plain", _TEXT)},
             "/openapi.json": {"get": _get("This document", "application/json", {"type": "object"})},
         },
@@ -88,19 +96,6 @@ def _object(properties: dict[str, Any]) -> dict[str, Any]:
 
 
 def _post(summary: str, body: str, answer: dict[str, Any], more: dict[str, Any] | None = None) -> dict[str, Any]:
-    errors = {
-        status: {
-            "description": text,
-            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
-        }
-        for status, text in {
-            "400": "The request is wrong; the text says where",
-            "404": "The model is not served here; the text names those that are",
-            "413": "The body is too large",
-            "500": "The engine failed",
-            "503": "The instance is shutting down",
-        }.items()
-    }
     return {
         "summary": summary,
         "requestBody": {
@@ -109,13 +104,24 @@ def _post(summary: str, body: str, answer: dict[str, Any], more: dict[str, Any] 
         },
         "responses": {
             "200": {"description": "Done", "content": {"application/json": {"schema": answer}, **(more or {})}},
-            **errors,
+            **_errors(*_ERRORS),
         },
     }
 
 
-def _get(summary: str, media_type: str, answer: dict[str, Any]) -> dict[str, Any]:
+def _get(summary: str, media_type: str, answer: dict[str, Any], *errors: str) -> dict[str, Any]:
+    done = {"description": "Done", "content": {media_type: {"schema": answer}}}
+    return {"summary": summary, "responses": {"200": done, **_errors(*errors)}}
+
+
+def _errors(*statuses: str) -> dict[str, Any]:
+    body = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+    retry = {"Retry-After": {"description": "seconds", "schema": {"type": "integer"}}}
     return {
-        "summary": summary,
-        "responses": {"200": {"description": "Done", "content": {media_type: {"schema": answer}}}},
+        status: {
+            "description": _ERRORS[status],
+            "content": body,
+            **({"headers": retry} if status == "503" else {}),
+        }
+        for status in statuses
     }

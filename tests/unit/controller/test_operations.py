@@ -102,7 +102,7 @@ def test_a_refusal_passes_on_the_workers_words_and_status(core):
     assert (report["status"], report["error"]) == ("failed", "it is busy")
 
 
-@pytest.mark.parametrize(("given", "seen"), [(418, 418), (200, 500), (-1, 500), (10**9, 500)])
+@pytest.mark.parametrize(("given", "seen"), [(418, 400), (507, 507), (599, 500), (200, 500), (-1, 500), (10**9, 500)])
 def test_strange_statuses_become_errors_all_the_same(core, given, seen):
     plan = core.plan.compress("a", "zstd", "cpu", [1])
     with pytest.raises(LMCacheKitError) as caught:
