@@ -8,9 +8,8 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from lmcache_kit.cli import plugins_new
+from lmcache_kit.cli import plugins_check, plugins_new
 from lmcache_kit.cli.output import Format, FormatOption, print_facts, print_json, print_table
-from lmcache_kit.cli.values import key_values
 from lmcache_kit.contracts.records import Plugin
 from lmcache_kit.errors import LMCacheKitError, UnknownNameError
 from lmcache_kit.plugins import RegisteredPlugin, registry
@@ -18,6 +17,7 @@ from lmcache_kit.plugins import RegisteredPlugin, registry
 __all__ = ["register"]
 
 app = typer.Typer(help="Installed plugins.", no_args_is_help=True)
+plugins_check.register(app)
 plugins_new.register(app)
 
 
@@ -57,7 +57,7 @@ def list_plugins(
 @app.command()
 def show(name: NameArgument, format: FormatOption = Format.TABLE) -> None:  # noqa: A002
     """Show one plugin: where it comes from, its capabilities and its options."""
-    entries = _find(name)
+    entries = find_plugins(name)
     if format is Format.JSON:
         print_json([_facts(entry) for entry in entries])
         return
@@ -71,40 +71,8 @@ def show(name: NameArgument, format: FormatOption = Format.TABLE) -> None:  # no
             )
 
 
-@app.command()
-def check(
-    name: NameArgument,
-    options: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="Option of the plugin, e.g. url=redis://host; may be given several times.",
-        ),
-    ] = None,
-    format: FormatOption = Format.TABLE,  # noqa: A002
-) -> None:
-    """Check that a plugin keeps its contract: it can be made, and it does what its kind promises."""
-    from lmcache_kit.testing.checks import check_plugin
-
-    values = key_values(options or (), "--set")
-    entries = _find(name)
-    if values:
-        # A wrong option is the caller's mistake and says nothing about the plugin.
-        for entry in entries:
-            registry().options(entry.record, values)
-    results = [result for entry in entries for result in check_plugin(entry.record, options=values)]
-    if format is Format.JSON:
-        print_json([msgspec.to_builtins(result) for result in results])
-    else:
-        print_table(
-            ["check", "result", "detail"], [(result.check, result.outcome, result.detail) for result in results]
-        )
-    if any(result.outcome == "failed" for result in results):
-        raise typer.Exit(1)
-
-
-def _find(name: str) -> list[RegisteredPlugin]:
+def find_plugins(name: str) -> list[RegisteredPlugin]:
+    """Plugins of any kind called ``name``. Raises LMCacheKitError, saying why, when there is none to be used."""
     found = registry()
     entries = found.find(name)
     if not entries:

@@ -14,17 +14,17 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import configuration
 
-from lmcache_kit.contracts.records import Plugin
 from lmcache_kit.errors import LMCacheKitError
 from lmcache_kit.testing import pytest_plugin
 from lmcache_kit.testing.effort import EXAMPLES
 from lmcache_kit.testing.results import CheckResult
 from lmcache_kit.testing.suites.base import PluginTests
 
-__all__ = ["current_suite", "run_suite"]
+__all__ = ["SuiteRun", "current_suite", "describe", "run_suite"]
 
 _MODULE = """from lmcache_kit.testing.running import current_suite
 
@@ -32,6 +32,20 @@ TestPlugin = current_suite()
 """
 _SETTINGS = "[pytest]\naddopts = --strict-markers\nfilterwarnings = default\n"
 _LONGEST_DETAIL = 400
+
+
+class SuiteRun(msgspec.Struct, frozen=True):
+    """How a suite ended.
+
+    Args:
+        results: one per test.
+        abilities: names of the optional protocols that the plugin has and the suite tested.
+    """
+
+    results: list[CheckResult]
+    abilities: list[str]
+
+
 _current: ContextVar[type[PluginTests]] = ContextVar("_current")
 
 
@@ -42,28 +56,22 @@ def current_suite() -> type[PluginTests]:
 
 def run_suite(
     suite: type[PluginTests],
-    plugin: Plugin | None = None,
     *,
-    options: Mapping[str, Any] | None = None,
+    fixtures: Mapping[str, Any] | None = None,
     examples: int = 100,
     only: Sequence[str] = (),
-) -> list[CheckResult]:
-    """Run a suite against one plugin, and say how each of its tests ended, in their order.
+) -> SuiteRun:
+    """Run a suite, and say how each of its tests ended, in their order.
 
     Args:
         suite: the suite, or a test class made of it.
-        plugin: what to test; None where ``suite`` has its own fixture.
-        options: options of the plugin as plain values.
+        fixtures: values of the suite's fixtures: ``plugin``, ``options`` and so on; those of ``suite`` for others.
         examples: how much is tried; 100 is what hypothesis's default profile tries.
         only: names of tests; all when empty.
 
     Nothing that the plugin does raises from here. Raises LMCacheKitError when pytest itself could not run.
     """
-    members: dict[str, Any] = {}
-    if plugin is not None:
-        members["plugin"] = pytest.fixture(lambda self: plugin)
-    if options is not None:
-        members["options"] = pytest.fixture(lambda self: options)
+    members = {name: _fixture(value) for name, value in (fixtures or {}).items()}
     outcomes = _Outcomes(only)
     with tempfile.TemporaryDirectory(prefix="lmcache-kit-check-") as name:
         folder = Path(name)
@@ -87,7 +95,11 @@ def run_suite(
             _current.reset(current)
     if outcomes.broken or code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
         raise LMCacheKitError(f"the suite could not be run: {outcomes.broken or code!r}")
-    return outcomes.results()
+    return SuiteRun(list(outcomes.found.values()), sorted(outcomes.abilities))
+
+
+def _fixture(value: Any) -> Any:
+    return pytest.fixture(lambda self: value)
 
 
 @contextmanager
@@ -112,7 +124,8 @@ class _Outcomes:
 
     def __init__(self, only: Sequence[str]) -> None:
         self._only = set(only)
-        self._found: dict[str, CheckResult] = {}
+        self.found: dict[str, CheckResult] = {}
+        self.abilities: set[str] = set()
         self.broken = ""
 
     @pytest.hookimpl
@@ -134,17 +147,17 @@ class _Outcomes:
         return report
 
     def _note(self, item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport) -> None:
-        known = self._found.get(item.name)
+        known = self.found.get(item.name)
         if report.failed and call.excinfo is not None and (known is None or known.outcome != "failed"):
-            self._found[item.name] = CheckResult(item.name, "failed", describe(call.excinfo.value))
+            self.found[item.name] = CheckResult(item.name, "failed", describe(call.excinfo.value))
+            if report.when == "call":
+                self.abilities.update(mark.args[0].__name__ for mark in item.iter_markers("ability"))
         elif report.skipped and call.excinfo is not None:
-            self._found[item.name] = CheckResult(item.name, "skipped", _one_line(str(call.excinfo.value)))
+            self.found[item.name] = CheckResult(item.name, "skipped", _one_line(str(call.excinfo.value)))
         elif report.when == "call" and known is None:
+            self.abilities.update(mark.args[0].__name__ for mark in item.iter_markers("ability"))
             detail = next((str(value) for key, value in report.user_properties if key == "detail"), "")
-            self._found[item.name] = CheckResult(item.name, "passed", detail)
-
-    def results(self) -> list[CheckResult]:
-        return list(self._found.values())
+            self.found[item.name] = CheckResult(item.name, "passed", detail)
 
 
 def describe(error: BaseException) -> str:

@@ -15,8 +15,17 @@ from lmcache_kit.plugins import PluginRegistry, registry
 
 __all__ = ["KINDS", "Comparison", "Row", "compare"]
 
-KINDS = ("storage", "compression", "transport", "engine", "eviction", "placement", "trace")
-"""Kinds of which there is a module ``lmcache_kit.testing.comparison.KIND`` with a function :class:`Measure`."""
+KINDS = {
+    "storage": True,
+    "compression": True,
+    "transport": True,
+    "engine": True,
+    "eviction": True,
+    "placement": True,
+    "trace": False,
+}
+"""Kinds of which there is a module ``lmcache_kit.testing.comparison.KIND`` with a function :class:`Measure`, and
+whether it can measure the built-ins too: readers of other formats cannot read an author's file."""
 
 _BUILTIN = "lmcache-kit"
 
@@ -73,7 +82,7 @@ def compare(record: Plugin, options: Options, *, seconds: float = 0.2, sample: P
         return None
     measure: Measure = importlib.import_module(f"{__package__}.{record.kind}").measure
     rows = [_row(measure, record, options, seconds, sample, builtin=_is_builtin(record))]
-    for entry in registry().all(record.kind):
+    for entry in registry().all(record.kind) if KINDS[record.kind] else ():
         if entry.distribution == _BUILTIN and entry.record.name != record.name:
             defaults = PluginRegistry.options(entry.record)
             rows.append(_row(measure, entry.record, defaults, seconds, sample, builtin=True))

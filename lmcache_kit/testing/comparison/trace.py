@@ -1,4 +1,4 @@
-"""Speed of a trace reader on the author's sample; the built-in ``mooncake`` reads the same requests in its own format."""
+"""Speed of a trace reader on the author's sample, beside ``mooncake`` on the same requests in its own format."""
 
 from __future__ import annotations
 
