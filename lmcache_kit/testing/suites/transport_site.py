@@ -57,17 +57,20 @@ async def outcome(request: Awaitable[Sequence[Buffer]], what: str) -> list[bytes
 
 
 async def listen_anywhere(transport: Transport, scheme: str, address: str | None, handler: FrameHandler) -> Listener:
-    """A listener at ``address``, or where none was given at a free port, or at a new name."""
+    """A listener at ``address``, or where none was given at a free port, or at a new name.
+
+    Raises UnavailableError when the transport says that it cannot be used here, AssertionError when it takes none.
+    """
     refusals: list[LMCacheKitError] = []
     choices = [address] if address else [f"{scheme}://127.0.0.1:0", f"{scheme}://check-{secrets.token_hex(6)}"]
     for choice in choices:
         try:
             return await transport.listen(choice, handler)
+        except UnavailableError:
+            raise
         except LMCacheKitError as error:
             refusals.append(error)
     told = "; ".join(error.detail for error in refusals)
-    if any(isinstance(error, UnavailableError) for error in refusals):
-        pytest.skip(f"it cannot listen here: {told}")
     raise AssertionError(f"cannot listen: {told}. The fixture `address` may name an address that any test can use")
 
 
@@ -100,7 +103,10 @@ class Site:
 
     async def listen(self, handler: FrameHandler = echo, address: str | None = None) -> Listener:
         if address is None:
-            listener = await listen_anywhere(self.far, self._scheme, self._address, handler)
+            try:
+                listener = await listen_anywhere(self.far, self._scheme, self._address, handler)
+            except UnavailableError as error:
+                pytest.skip(f"it cannot listen here: {error.detail}")
         else:
             listener = await self.far.listen(address, handler)
         self._opened.append(listener)
