@@ -264,16 +264,3 @@ def test_arc_resists_scans_and_mru_keeps_part_of_a_loop():
     assert hits(ARC(100), 100, scans) > 1.1 * hits(LRU(), 100, scans)
     assert hits(LRU(), 100, loop) == 0
     assert hits(MRU(), 100, loop) > 0.5 * len(loop)
-
-
-@pytest.mark.parametrize("name", POLICIES)
-def test_the_first_victim_of_a_large_tier_is_found_without_walking_it(name):
-    # 20,000 evictions one by one: a policy that looked at every key for each of them would take minutes.
-    policy = POLICIES[name][0]()
-    for number in range(20_000):
-        policy.admit(str(number), 10)
-        if number % 3 == 0:
-            policy.touch(str(number // 2))
-    for _ in range(20_000):
-        policy.remove(next(policy.victims()), evicted=True)
-    assert list(policy.victims()) == []
