@@ -14,7 +14,10 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 __all__ = ["HEAD_SECONDS", "MOST_HEAD_BYTES", "PAUSE_SECONDS", "LimitedHttp"]
 
 MOST_HEAD_BYTES = 64 * 2**10
-"""A request line and header fields that are longer, and still not complete, are refused with 431."""
+"""A request line and header fields that are longer, and still not complete, are refused with 431.
+
+The same holds for what a chunked body may carry beside its content: extensions of chunks and trailers.
+"""
 HEAD_SECONDS = 30.0
 """From a connection's start, or from a request's first byte, to the end of its head; then 408."""
 PAUSE_SECONDS = 60.0
@@ -31,6 +34,7 @@ class LimitedHttp(HttpToolsProtocol):
         self._part = _BETWEEN
         self._requests = 0
         self._head_bytes = 0
+        self._idle_bytes = 0
         self._heard_at = 0.0
         self._head_timer: asyncio.TimerHandle | None = None
         self._body_timer: asyncio.TimerHandle | None = None
@@ -45,7 +49,9 @@ class LimitedHttp(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         requests = self._requests
-        if self._part != _BODY:
+        if self._part == _BODY:
+            self._idle_bytes += len(data)
+        else:
             self._head_bytes += len(data)
         super().data_received(data)
         if self._part == _BODY:
@@ -60,11 +66,15 @@ class LimitedHttp(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._part = _BODY
-        self._head_bytes = 0
+        self._head_bytes = self._idle_bytes = 0
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._idle_bytes = 0
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         self._part = _BETWEEN
@@ -83,14 +93,14 @@ class LimitedHttp(HttpToolsProtocol):
         if self.transport.is_closing():
             self._clear()
         elif self._head_bytes > MOST_HEAD_BYTES:
-            self._refuse(b"431 Request Header Fields Too Large", f"more than {MOST_HEAD_BYTES} bytes before the body")
+            self._refuse_head()
         elif self._head_timer is None:
             self._head_timer = self.loop.call_later(HEAD_SECONDS, self._head_is_late)
 
     def _head_is_late(self) -> None:
         if self._busy:  # then nobody waits for the next request yet
             self._head_timer = self.loop.call_later(HEAD_SECONDS, self._head_is_late)
-        elif self._head_bytes:
+        elif self._head_bytes or self._part == _HEAD:
             self._refuse(b"408 Request Timeout", f"no whole request within {HEAD_SECONDS:g} seconds")
         else:
             self._clear()
@@ -100,6 +110,8 @@ class LimitedHttp(HttpToolsProtocol):
         self._heard_at = self.loop.time()
         if self.transport.is_closing():
             self._clear()
+        elif self._idle_bytes > MOST_HEAD_BYTES:
+            self._refuse_head()
         elif self._body_timer is None:
             self._body_timer = self.loop.call_later(PAUSE_SECONDS, self._body_is_late)
 
@@ -111,6 +123,10 @@ class LimitedHttp(HttpToolsProtocol):
         else:
             self._clear()
             self.transport.close()
+
+    def _refuse_head(self) -> None:
+        text = f"more than {MOST_HEAD_BYTES} bytes of header fields"
+        self._refuse(b"431 Request Header Fields Too Large", text)
 
     def _refuse(self, status: bytes, text: str) -> None:
         self._clear()
