@@ -8,19 +8,12 @@ import sys
 import tomllib
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).parents[3]
 PROJECTS = [ROOT, ROOT / "kernels", *sorted(path.parent for path in (ROOT / "plugins").glob("*/pyproject.toml"))]
-
-
-def build(project: Path, target: Path) -> Path:
-    """The project's wheel."""
-    command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(target)]
-    subprocess.run(command, cwd=project, check=True, capture_output=True, timeout=100)
-    [wheel] = target.glob("*.whl")
-    return wheel
 
 
 def run(target: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -36,7 +29,7 @@ def run(target: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("project", PROJECTS, ids=lambda project: project.name)
-def test_a_wheel_holds_its_package_its_type_marker_and_nothing_else(project: Path, tmp_path: Path) -> None:
+def test_a_wheel_holds_its_package_its_type_marker_and_nothing_else(build: Any, project: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(build(project, tmp_path)) as wheel:
         names = wheel.namelist()
         metadata = next(name for name in names if name.endswith(".dist-info/METADATA"))
@@ -53,7 +46,7 @@ def test_a_wheel_holds_its_package_its_type_marker_and_nothing_else(project: Pat
     assert "Requires-Python: >=3.11" in text
 
 
-def test_the_cores_wheel_holds_the_scenarios_and_runs_one(tmp_path: Path) -> None:
+def test_the_cores_wheel_holds_the_scenarios_and_runs_one(build: Any, tmp_path: Path) -> None:
     target = tmp_path / "site"
     with zipfile.ZipFile(build(ROOT, tmp_path)) as wheel:
         wheel.extractall(target)
