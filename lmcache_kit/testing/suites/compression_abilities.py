@@ -9,7 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from lmcache_kit.contracts.compression import SupportsBatches, SupportsFitting, SupportsLayerwise
-from lmcache_kit.errors import BlobError, InvalidRequestError
+from lmcache_kit.errors import BlobError, ConfigError, InvalidRequestError
 from lmcache_kit.kv.layout import KVLayout, KVTensor
 from lmcache_kit.testing.strategies import damaged
 from lmcache_kit.testing.suites.base import examples, refusal
@@ -115,7 +115,10 @@ class OptionalAbilityTests(CompressionTestsBase):
         method: Any = codec.method
         samples = [normal(small.layout, 64, seed) for seed in range(3)]
         before = [bits(kv) for kv in samples]
-        profile = method.fit(iter(samples))
+        try:
+            profile = method.fit(iter(samples))
+        except ConfigError as error:
+            pytest.skip(f"nothing to fit with these options: {error.detail}")
         assert isinstance(profile, bytes)
         assert profile, "fit answers an empty profile"
         assert [bits(kv) for kv in samples] == before, "fit changed a sample"

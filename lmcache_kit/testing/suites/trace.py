@@ -17,6 +17,7 @@ from lmcache_kit.contracts.trace import TraceFormat, TraceReader, TraceRecord
 from lmcache_kit.errors import InvalidRequestError, LMCacheKitError
 from lmcache_kit.testing.suites.base import PluginTests, examples, refusal
 from lmcache_kit.traces import load_trace, replay
+from lmcache_kit.traces.loading import normalise
 
 __all__ = ["TraceReaderTests"]
 
@@ -222,8 +223,13 @@ class TraceReaderTests(PluginTests):
         def check(cut: int, dropped: int, piece: bytes) -> None:
             path.write_bytes(whole[:cut] + piece + whole[cut + dropped :])
             reader = make()
-            for number, each in enumerate(_read_or_refusal(reader, path, str(path)) or []):
-                _agrees_with_itself(each, reader.format_read(), f"record {number}")
+            found = _read_or_refusal(reader, path, str(path))
+            if found is None:
+                return
+            form = reader.format_read()
+            for number, each in enumerate(found):
+                _agrees_with_itself(each, form, f"record {number}")
+            assert replay(normalise(found, form), form.block_size).plain.requests == len(found)
 
         check()
 

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from lmcache_kit_cachegen import lmcache_kit_compression_methods
 from lmcache_kit_cachegen.container import head_size, read_directory
 from lmcache_kit_cachegen.header import Mode
 from lmcache_kit_cachegen.levels import LEVELS, lmcache_levels
@@ -19,10 +18,8 @@ from lmcache_kit_cachegen.options import CacheGenOptions
 from lmcache_kit_kernels import blocks as kernel
 from lmcache_kit_kernels.tables import builtin_tables
 
-from lmcache_kit.contracts.compression import SupportsBatches, SupportsFitting, SupportsLayerwise
 from lmcache_kit.errors import BlobError, InvalidRequestError
 from lmcache_kit.kv.layout import KVLayout, KVTensor
-from lmcache_kit.testing.checks.compression import run as conformance
 
 DTYPES = ("bfloat16", "float16", "float32")
 VARIANTS = {
@@ -440,15 +437,6 @@ def test_fold_divides_the_channels_and_is_no_larger_than_needed(tokens, channels
     assert channels % fold == 0
     assert fold == 1 or fold // 2 * tokens < 512
     assert fold * tokens >= 512 or channels % (2 * fold)
-
-
-@pytest.mark.parametrize("variant", ["lmcache", "level 2", "level 4", "anchors"])
-def test_conformance(variant):
-    (record,) = lmcache_kit_compression_methods()
-    results = conformance(record, CacheGenOptions(backend="numpy", **VARIANTS[variant]))
-    assert [result for result in results if result.outcome != "passed"] == []
-    for ability in (SupportsLayerwise, SupportsBatches, SupportsFitting):
-        assert isinstance(METHODS[variant], ability)
 
 
 def test_unknown_version_is_refused():

@@ -18,7 +18,6 @@ from lmcache_kit.contracts import EnginePlugin, SamplingParams
 from lmcache_kit.errors import ConfigError
 from lmcache_kit.instance.http.text_stream import IncrementalText
 from lmcache_kit.plugins import registry
-from lmcache_kit.testing.checks import check_plugin
 
 PROMPT = "Explain the significance of KV cache in language models."
 IDS = [128000, 849, 21435, 279, 26431, 315, 85748, 6636, 304, 4221, 4211, 13]
@@ -109,13 +108,10 @@ def test_an_unknown_model_names_the_known_ones() -> None:
     assert all(name in caught.value.detail for name in PRESETS)
 
 
-def test_the_plugin_keeps_its_contract_without_options() -> None:
+def test_the_record_names_its_presets() -> None:
     record = registry().get(EnginePlugin, "transformers")
     assert record.default_model == DEFAULT_MODEL
     assert all(name in record.summary for name in PRESETS)
-    results = check_plugin(record)
-    assert {result.outcome for result in results} == {"passed"}, results
-    assert len(results) >= 6
 
 
 def test_weights_that_nobody_draws_are_not_left_as_the_memory_was(make) -> None:

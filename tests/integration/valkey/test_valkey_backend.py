@@ -16,7 +16,7 @@ from lmcache_kit_valkey.backend import ValkeyBackend
 from lmcache_kit.contracts import StorageContext, StoragePlugin, SupportsBatch, SupportsHealth
 from lmcache_kit.errors import CapacityError, UnavailableError
 from lmcache_kit.plugins import registry
-from lmcache_kit.testing.checks import check_plugin
+from lmcache_kit.testing.checking import check_plugin
 
 ALL_BYTES = bytes(range(256)) * 3
 
@@ -265,7 +265,10 @@ def test_it_passes_the_checks_of_its_kind(valkey_server):
     record = registry().get(StoragePlugin, "valkey")
     client = valkey.Valkey.from_url(valkey_server.url)
     client.set("lmcache_kit:m.1", "theirs")
-    results = check_plugin(record, options={"url": valkey_server.url})
-    assert {result.outcome for result in results} == {"passed"}, results
+    report = check_plugin(record, options={"url": valkey_server.url})
+    assert not report.failed, report
+    assert report.abilities == ["SupportsBatch", "SupportsHealth"]
+    assert report.comparison is not None
+    assert report.comparison.rows[0].figures
     assert client.keys() == [b"lmcache_kit:m.1"]  # nothing is left on the server
     client.close()

@@ -1,4 +1,4 @@
-"""Every built-in is registered, cheaply, and passes its own checks."""
+"""Every built-in is registered, cheaply; its conformance is tested in tests/conformance."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ import sys
 import pytest
 
 from lmcache_kit.plugins import PluginRegistry
-from lmcache_kit.testing.checks import check_plugin
 
 REGISTRY = PluginRegistry(allow=())
-AREAS = ("storage", "compression", "transport", "engine", "eviction", "placement")
 
 EXPECTED = {
     "storage": {"memory": "LocalCPUBackend", "disk": "LocalDiskBackend"},
@@ -32,15 +30,6 @@ def test_locations_and_capabilities():
     assert {name: records[name].location for name in EXPECTED["storage"]} == EXPECTED["storage"]
     assert records["memory"].capabilities == {"inline"}
     assert records["disk"].capabilities == {"persistent"}
-
-
-@pytest.mark.parametrize("kind", REGISTRY.kinds())
-def test_every_built_in_passes_its_checks(kind):
-    for entry in REGISTRY.all(kind):
-        results = check_plugin(entry.record)
-        assert [result for result in results if result.outcome == "failed"] == []
-        if kind in AREAS:
-            assert sum(result.outcome == "passed" for result in results) >= 3
 
 
 def test_listing_imports_no_implementation():
