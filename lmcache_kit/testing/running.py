@@ -7,6 +7,8 @@ and what the plugin under test prints is swallowed.
 from __future__ import annotations
 
 import os
+import secrets
+import sys
 import tempfile
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -75,7 +77,9 @@ def run_suite(
     outcomes = _Outcomes(only)
     with tempfile.TemporaryDirectory(prefix="lmcache-kit-check-") as name:
         folder = Path(name)
-        (folder / "test_plugin.py").write_text(_MODULE)
+        # A name of its own: a module called the same would be taken from an earlier run.
+        module = folder / f"test_{secrets.token_hex(8)}.py"
+        module.write_text(_MODULE)
         (folder / "pytest.ini").write_text(_SETTINGS)
         current = _current.set(type("TestPlugin", (suite,), members))
         effort = EXAMPLES.set(examples)
@@ -83,7 +87,7 @@ def run_suite(
             with _alone(folder):
                 code = pytest.main(
                     [
-                        str(folder / "test_plugin.py"),
+                        str(module),
                         *("--config-file", str(folder / "pytest.ini"), "--rootdir", str(folder)),
                         *("--basetemp", str(folder / "tmp"), "--import-mode", "importlib"),
                         *("-p", "no:cacheprovider", "-p", "no:terminal", "-p", "no:faulthandler"),
@@ -91,6 +95,8 @@ def run_suite(
                     plugins=[pytest_plugin, outcomes],
                 )
         finally:
+            for loaded in [each for each in sys.modules if each.endswith(module.stem)]:
+                del sys.modules[loaded]
             EXAMPLES.reset(effort)
             _current.reset(current)
     if outcomes.broken or code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
@@ -170,9 +176,8 @@ def describe(error: BaseException) -> str:
     line = _one_line(said or explained or "an assertion without a message")
     if not isinstance(error, (AssertionError, pytest.fail.Exception)):
         line = f"{type(error).__name__}: {line}"
-    notes = [
-        _one_line(note) for note in getattr(error, "__notes__", ()) if "alsifying" in note or note.startswith("Draw")
-    ]
+    # Hypothesis notes the example, what was drawn in it, and how to run it again, which is nothing to a reader here.
+    notes = [_one_line(note) for note in getattr(error, "__notes__", ()) if not note.lstrip().startswith("You can")]
     return "; ".join([line, *notes])
 
 
