@@ -157,6 +157,10 @@ class Model:
     numbered: dict[str, int] = field(default_factory=dict)
     """The last number that arrived, by location, since the controller began to listen."""
     synced: set[str] = field(default_factory=set)
+    heard: float = 0.0
+    beats: bool = False
+    pace: float = 0.0
+    """Seconds between its last two heartbeats, 300 at most; 0 before the second."""
 
 
 @dataclass
@@ -208,7 +212,8 @@ class FleetMachine(RuleBasedStateMachine):
         """A new process, with nothing in it; what the old one sent is gone."""
         again = worker in self.models
         self.core.on_request(RegisterMsg(**self.words(worker)))
-        self.models[worker] = Model(self.specs[worker[0]], must_ask=again)
+        beats = again and self.models[worker].beats
+        self.models[worker] = Model(self.specs[worker[0]], must_ask=again, heard=self.clock.now(), beats=beats)
 
     @rule(worker=workers)
     def deregister(self, worker: tuple[str, int]) -> None:
@@ -324,6 +329,9 @@ class FleetMachine(RuleBasedStateMachine):
             self.models[worker] = Model(self.specs[worker[0]], must_ask=True)
         model = self.models[worker]
         answer = self.core.on_request(HeartbeatMsg(**self.words(worker)))
+        if model.beats:
+            model.pace = min(self.clock.now() - model.heard, 300.0)
+        model.beats, model.heard = True, self.clock.now()
         if answer.commands and model.sync is None:
             model.sync = Sync(list(LOCATIONS))
             model.unknown_in.clear()
@@ -425,6 +433,8 @@ class FleetMachine(RuleBasedStateMachine):
         for worker, model in self.models.items():
             known = self.core.registry.find(*worker)
             assert known is not None
+            silent = self.clock.now() - model.heard
+            assert known.alive == (not model.beats or silent <= max(TIMEOUT, 2.5 * model.pace))
             if not known.alive:
                 self.forgotten(model)
             elif model.sync is not None and model.sync.locations[0] not in known.syncs:

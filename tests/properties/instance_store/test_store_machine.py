@@ -173,13 +173,16 @@ class StoreMachine(RuleBasedStateMachine):
     def run(self, work: Any, about: set[str] = frozenset(), *, protected: bool = False) -> Any:
         """The answer, once all that follows from it is done too; what it is about may stay when others go."""
         self.about, self.protected = about, protected
+        self.owed: dict[tuple[int, str], str] = {}  # what had to go before another object, and perhaps is on its way
 
         async def whole() -> Any:
             answer = await work
             await asyncio.wait_for(self.store.drain(), 60)
             return answer
 
-        return self.runner.run(whole())
+        answer = self.runner.run(whole())
+        assert not self.owed, "these had to go first"
+        return answer
 
     def kept(self, listener: Callable[[Any], None]) -> Callable[[Any], None]:
         """What a listener complains of is kept: within a job an error of any kind is the job's failure, and no more."""
@@ -219,12 +222,14 @@ class StoreMachine(RuleBasedStateMachine):
                 assert not (self.protected and name in self.about), "what an operation is about makes room for it"
                 if self.policy in ORDERED and not self.doubt:
                     for other in order[: order.index(name)]:
-                        assert self.pinned(tier, other) or other in self.about, f"{other} had to go before {name}"
+                        if not self.pinned(tier, other) and other not in self.about:
+                            self.owed[tier, other] = name
             elif event.cause in ("damaged", "missing"):
                 self.pins = {pin: until for pin, until in self.pins.items() if pin[:2] != (tier, name)}
             else:
                 assert not self.pinned(tier, name)
             order.remove(name)
+            self.owed.pop((tier, name), None)
 
     # --- the oracle ---------------------------------------------------------------------------------------------------
 
