@@ -23,15 +23,27 @@ import msgspec
 import pluggy
 
 from lmcache_kit import hookspecs
-from lmcache_kit.contracts.records import API_VERSION, PLUGIN_KINDS, Options, Plugin
+from lmcache_kit.clock import Clock, WallClock
+from lmcache_kit.contracts.records import PLUGIN_KINDS, Options, Plugin
 from lmcache_kit.errors import ConfigError, PluginError, UnknownNameError, nearest
+from lmcache_kit.plugin_checks import check_hooks, check_record, import_failure, is_hook, one_line, records_of
 
-__all__ = ["ALLOW_VARIABLE", "MODULES_VARIABLE", "BrokenPlugin", "PluginRegistry", "RegisteredPlugin", "registry"]
+__all__ = [
+    "ALLOW_VARIABLE",
+    "MODULES_VARIABLE",
+    "SLOW_IMPORT_SECONDS",
+    "BrokenPlugin",
+    "PluginRegistry",
+    "RegisteredPlugin",
+    "registry",
+]
 
 log = logging.getLogger(__name__)
 
 ALLOW_VARIABLE = "LMCACHE_KIT_PLUGINS"
 MODULES_VARIABLE = "LMCACHE_KIT_PLUGIN_MODULES"
+SLOW_IMPORT_SECONDS = 1.0
+"""A plugin that takes longer to import is told of: every command waits for it."""
 
 _BUILTIN = "lmcache_kit.builtin"
 _HOOK_OF_KIND = {
@@ -50,6 +62,7 @@ _HOOK_OF_KIND = {
 _DISTRIBUTION_OF: dict[tuple[str, str], str] = {
     ("compression", "cachegen"): "lmcache-kit-cachegen",
     ("engine", "transformers"): "lmcache-kit-transformers",
+    **{("storage", name): "lmcache-kit-fsspec" for name in ("fsspec", "fsspec_memory", "fsspec_private")},
     ("storage", "valkey"): "lmcache-kit-valkey",
 }
 
@@ -67,10 +80,21 @@ class RegisteredPlugin:
 
 @dataclass(frozen=True, slots=True)
 class BrokenPlugin:
-    """A plugin that could not be used, and why in one line."""
+    """A plugin that could not be used, and why in one line; ``offers`` are kinds and names, as far as it told them."""
 
     source: str
     reason: str
+    distribution: str | None = None
+    offers: tuple[tuple[str, str], ...] = ()
+
+    def may_offer(self, kind: str, name: str) -> bool:
+        """Whether a plugin of this kind and name is missing because of this one."""
+        if self.offers:
+            return (kind, name) in self.offers
+        # What it would have offered is not known: its own name, or the distribution's, is all there is to go by.
+        return name == self.source.partition(" ")[0] or (
+            self.distribution is not None and _DISTRIBUTION_OF.get((kind, name)) == self.distribution
+        )
 
 
 class PluginRegistry:
@@ -80,6 +104,7 @@ class PluginRegistry:
         allow: entry point names to load; None for all.
         modules: importable modules to load as plugins.
         entry_points: overrides the installed entry points, for tests.
+        clock: what imports are timed with.
     """
 
     def __init__(
@@ -88,96 +113,83 @@ class PluginRegistry:
         allow: Iterable[str] | None = None,
         modules: Iterable[str] = (),
         entry_points: Iterable[metadata.EntryPoint] | None = None,
+        clock: Clock | None = None,
     ) -> None:
+        self._clock = clock or WallClock()
         self._manager = pluggy.PluginManager(hookspecs.PROJECT_NAME)
         self._manager.add_hookspecs(hookspecs)
         self._plugins: dict[str, dict[str, RegisteredPlugin]] = {kind: {} for kind in PLUGIN_KINDS}
         self.broken: list[BrokenPlugin] = []
-        self._add(importlib.import_module(_BUILTIN), _BUILTIN, "lmcache-kit")
+        self._add(importlib.import_module(_BUILTIN), _BUILTIN, "lmcache-kit", thorough=False)
         if entry_points is None:
             entry_points = metadata.entry_points(group=hookspecs.ENTRY_POINT_GROUP)
         allowed = None if allow is None else set(allow)
         for point in sorted(entry_points, key=lambda point: point.name):
             if allowed is None or point.name in allowed:
-                distribution = point.dist.name if point.dist is not None else "unknown"
-                self._load(point.load, f"{point.name} ({point.value})", distribution)
+                distribution = point.dist.name if point.dist is not None else None
+                self._load(point.load, f"{point.name} ({point.value})", point.value.partition(":")[0], distribution)
         for module in modules:
-            self._load(functools.partial(importlib.import_module, module), module, "none (-p)")
+            self._load(functools.partial(importlib.import_module, module), module, module, None)
 
-    def _load(self, load: Any, source: str, distribution: str) -> None:
+    def _load(self, load: Any, source: str, module_name: str, distribution: str | None) -> None:
+        began = self._clock.now()
         try:
-            module = load()
-        except Exception as error:  # a plugin's import may raise anything
-            self._refuse(source, f"its import failed: {type(error).__name__}: {error}")
-            return
-        try:
-            self._add(module, source, distribution)
+            try:
+                module = load()
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # a plugin's import may raise anything, and may try to end the program
+                raise import_failure(error, module_name, distribution) from None
+            seconds = self._clock.now() - began
+            self._add(module, source, distribution or ("none (-p)" if source == module_name else "unknown"))
         except PluginError as error:
-            self._refuse(source, error.detail)
+            reason = " ".join(error.detail.split())
+            self.broken.append(BrokenPlugin(source, reason, distribution, getattr(error, "offers", ())))
+            log.warning("plugin %s is not used: %s", source, reason)
+            return
+        if seconds > SLOW_IMPORT_SECONDS:
+            log.warning(
+                "plugin %s took %.1f s to import, and every command waits for it: heavy imports belong into factories",
+                source,
+                seconds,
+            )
 
-    def _refuse(self, source: str, reason: str) -> None:
-        reason = " ".join(reason.split())
-        self.broken.append(BrokenPlugin(source, reason))
-        log.warning("plugin %s is not used: %s", source, reason)
-
-    def _add(self, module: Any, source: str, distribution: str) -> None:
+    def _add(self, module: Any, source: str, distribution: str, *, thorough: bool = True) -> None:
         if self._manager.is_registered(module):
             return
-        unknown = [
-            name
-            for name in dir(module)
-            if name.startswith("lmcache_kit_")
-            and getattr(getattr(module, name), "lmcache_kit_impl", None) is not None
-            and name not in _HOOK_OF_KIND.values()
-        ]
-        if unknown:
-            near = nearest(unknown[0], _HOOK_OF_KIND.values())
-            raise PluginError(
-                f"{unknown[0]} is not a hook", hint=f"did you mean {near}?" if near else "see lmcache_kit.hookspecs"
-            )
+        check_hooks(module, _HOOK_OF_KIND.values())
         try:
             self._manager.register(module, name=source)
         except (ValueError, pluggy.PluginValidationError) as error:
-            raise PluginError(f"pluggy refused it: {error}") from None
+            raise PluginError(f"pluggy refused it: {one_line(error)}") from None
+        records: list[Plugin] = []
         try:
-            records = [record for kind in PLUGIN_KINDS for record in self._records(module, kind)]
-            names = [(record.kind, record.name) for record in records]
-            for kind, name in names:
-                if names.count((kind, name)) > 1:
-                    raise PluginError(f"it offers {kind} {name!r} twice")
-            for record in records:
-                known = self._plugins[record.kind].get(record.name)
-                if known is not None:
-                    raise PluginError(
-                        f"{record.kind} {record.name!r} is already registered by {known.source}",
-                        hint=f"rename it, or leave one of them out with {ALLOW_VARIABLE}",
-                    )
-        except PluginError:
+            for kind, hook in _HOOK_OF_KIND.items():
+                implementation: Any = getattr(module, hook, None)
+                if is_hook(implementation):
+                    given = records_of(implementation, hook, kind)
+                    records += (record for record in given if isinstance(record, Plugin))
+                    for record in given:
+                        check_record(record, hook, kind, thorough=thorough)
+            self._check_names(records)
+        except PluginError as error:
             self._manager.unregister(module)
+            error.offers = tuple((record.kind, record.name) for record in records)  # type: ignore[attr-defined]
             raise
         for record in records:
             self._plugins[record.kind][record.name] = RegisteredPlugin(record, source, distribution)
 
-    def _records(self, module: Any, kind: str) -> list[Plugin]:
-        hook = _HOOK_OF_KIND[kind]
-        implementation = getattr(module, hook, None)
-        if implementation is None or getattr(implementation, "lmcache_kit_impl", None) is None:
-            return []
-        try:
-            records = list(implementation())
-        except Exception as error:  # third-party code
-            raise PluginError(f"its hook {hook} raised {type(error).__name__}: {error}") from None
-        for record in records:
-            want = PLUGIN_KINDS[kind]
-            if not isinstance(record, want):
-                raise PluginError(f"its hook {hook} returned {type(record).__name__}, not {want.__name__}")
-            if record.api_version != API_VERSION:
+    def _check_names(self, records: list[Plugin]) -> None:
+        names = [(record.kind, record.name) for record in records]
+        for kind, name in names:
+            if names.count((kind, name)) > 1:
+                raise PluginError(f"it offers {kind} {name!r} twice", hint="every record needs a name of its own")
+            known = self._plugins[kind].get(name)
+            if known is not None:
                 raise PluginError(
-                    f"{kind} {record.name!r} was written for plugin API {record.api_version}, "
-                    f"this lmcache-kit has {API_VERSION}",
-                    hint="install the plugin's release for this version",
+                    f"{kind} {name!r} is already registered by {known.source}",
+                    hint=f"rename it, or leave one of them out with {ALLOW_VARIABLE}",
                 )
-        return records
 
     def kinds(self) -> list[str]:
         """All kinds of plugins."""
@@ -203,8 +215,13 @@ class PluginRegistry:
         if entry is None:
             distribution = _DISTRIBUTION_OF.get((kind, name))
             error = UnknownNameError(f"{kind} plugin", name, self.names(kind))
-            if distribution:
+            broken = [each for each in self.broken if each.may_offer(kind, name)]
+            if broken:
+                error.hint = f"plugin {broken[0].source} is not used: {broken[0].reason}"
+            elif distribution:
                 error.hint = f"pip install {distribution}; {error.hint}"
+            elif self.broken:
+                error.hint = f"{error.hint}; not used: {', '.join(each.source for each in self.broken)}"
             raise error
         record = entry.record
         assert isinstance(record, record_type)

@@ -97,7 +97,7 @@ def _folder_of(context: StorageContext) -> str:
 def lmcache_kit_storage_backends() -> Iterable[StoragePlugin]:
     yield StoragePlugin(
         name="fsspec",
-        summary="blobs on an fsspec file system that instances share: S3, GCS, Azure, SFTP, a folder",
+        summary="blobs on S3, GCS, SFTP or a folder, shared",
         location="RemoteBackend",
         factory=_shared,
         options=FsspecOptions,
@@ -105,7 +105,7 @@ def lmcache_kit_storage_backends() -> Iterable[StoragePlugin]:
     )
     yield StoragePlugin(
         name="fsspec_private",
-        summary="blobs on an fsspec file system, each instance in a folder of its own that it finds again",
+        summary="blobs on S3, GCS, SFTP or a folder, private",
         location="RemoteBackend",
         factory=_private,
         options=FsspecOptions,
@@ -113,7 +113,7 @@ def lmcache_kit_storage_backends() -> Iterable[StoragePlugin]:
     )
     yield StoragePlugin(
         name="fsspec_memory",
-        summary="blobs in fsspec's memory:// file system, for trials and tests",
+        summary="blobs in fsspec's memory://, for trials",
         location="RemoteBackend",
         factory=_memory,
         options=MemoryOptions,
