@@ -1,15 +1,16 @@
 """HTTP connections that cannot hold a server's memory or descriptors by sending little, or nothing.
 
-uvicorn bounds neither the size of a request's head nor the time that a client takes to send it. Bodies are bounded by
-the applications; here it is their pauses.
+uvicorn bounds neither the size of a request's head, nor the time that a client takes to send it, nor how many requests
+it reads while answers wait for a client to read them. Bodies are bounded by the applications; here it is their pauses.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 __all__ = ["HEAD_SECONDS", "MOST_HEAD_BYTES", "PAUSE_SECONDS", "LimitedHttp"]
 
@@ -36,6 +37,7 @@ class LimitedHttp(HttpToolsProtocol):
         self._head_bytes = 0
         self._idle_bytes = 0
         self._heard_at = 0.0
+        self._cycles: deque[RequestResponseCycle] = deque()
         self._head_timer: asyncio.TimerHandle | None = None
         self._body_timer: asyncio.TimerHandle | None = None
 
@@ -45,6 +47,11 @@ class LimitedHttp(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._clear()
+        # uvicorn tells the newest request only; the one being answered would write to a closed connection.
+        for cycle in self._cycles:
+            cycle.disconnected = True
+            cycle.message_event.set()
+        self._cycles.clear()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -71,6 +78,7 @@ class LimitedHttp(HttpToolsProtocol):
             self._head_timer.cancel()
             self._head_timer = None
         super().on_headers_complete()
+        self._cycles.append(self.cycle)
 
     def on_body(self, body: bytes) -> None:
         self._idle_bytes = 0
@@ -83,6 +91,15 @@ class LimitedHttp(HttpToolsProtocol):
             self._body_timer.cancel()
             self._body_timer = None
         super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        if self._cycles:
+            self._cycles.popleft()
+        super().on_response_complete()
+        # uvicorn reads on after every answer, also while requests that it has read wait for theirs: a client that asks
+        # and never reads would fill the memory with requests.
+        if self.pipeline:
+            self.flow.pause_reading()
 
     @property
     def _busy(self) -> bool:

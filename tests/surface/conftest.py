@@ -89,6 +89,8 @@ class Surface:
     controller: Process
     instances: list[Process]
 
+    eventually = staticmethod(eventually)
+
     @property
     def all(self) -> list[Process]:
         return [self.controller, *self.instances]

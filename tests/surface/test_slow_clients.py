@@ -12,7 +12,7 @@ import uvicorn
 
 from lmcache_kit import http_limits
 
-SHORT = 0.3
+SHORT = 0.2
 LONG = 5 * SHORT
 
 
