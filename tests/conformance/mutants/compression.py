@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import struct
 import threading
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,9 +21,10 @@ from lmcache_kit.contracts.compression import CompressionMethod
 from lmcache_kit.contracts.records import CompressionPlugin, Options
 from lmcache_kit.contracts.storage import Buffer
 from lmcache_kit.errors import BlobError, InvalidRequestError
+from lmcache_kit.hookspecs import hookimpl
 from lmcache_kit.kv.layout import KVLayout, KVTensor
 
-__all__ = ["MUTANTS", "SOUND"]
+__all__ = ["MUTANTS", "SOUND", "lmcache_kit_compression_methods"]
 
 
 class Deflate(CompressionMethod):
@@ -393,9 +393,32 @@ class BatchesLeaveOutTheDamaged(BatchesBySize):
         return found
 
 
-def _make(made: Any, options: Options) -> CompressionMethod:
-    method: CompressionMethod = made()
-    return method
+class SoundBatches(Deflate):
+    """Sound, and has every ability."""
+
+    def decode_layers(self, payload: memoryview, layout: KVLayout, num_tokens: int, version: int) -> Iterator[KVTensor]:
+        whole, single = self.decode(payload, layout, num_tokens, version), replace(layout, num_layers=1)
+        for layer in range(layout.num_layers):
+            yield KVTensor(single, whole.data[layer : layer + 1])
+
+    def encode_many(self, kvs: Sequence[KVTensor]) -> list[Buffer]:
+        return [self.encode(kv) for kv in kvs]
+
+    decode_many = BatchesTogether.decode_many
+
+
+def _fp8_bound(exact: np.ndarray[Any, Any], layout: KVLayout) -> np.ndarray[Any, Any]:
+    """What :mod:`lmcache_kit.builtin.compression.fp8` promises, with a little for rounding to the element type."""
+    largest = np.maximum(np.abs(exact).max(axis=-1, keepdims=True), 2.0**-118)
+    return np.maximum(np.abs(exact) / 16, largest / 229376) * 1.01 + np.abs(exact) / 128 + 1e-7
+
+
+def _factory(made: Any) -> Callable[[Options], CompressionMethod]:
+    def make(options: Options) -> CompressionMethod:
+        method: CompressionMethod = made()
+        return method
+
+    return make
 
 
 def _mutant(
@@ -404,50 +427,185 @@ def _mutant(
     record = CompressionPlugin(
         name=name,
         summary=wrong,
-        factory=functools.partial(_make, made),
+        factory=_factory(made),
         capabilities=frozenset({"deterministic"} if lossy else {"deterministic", "lossless"}),
     )
-    return Mutant(record=record, wrong=wrong, caught_by=caught_by, errors=tuple(errors.split()))
+    fixtures = {"error_bound": _fp8_bound} if lossy else {}
+    return Mutant(record=record, wrong=wrong, caught_by=caught_by, errors=tuple(errors.split()), fixtures=fixtures)
 
 
 SOUND: tuple[Mutant, ...] = (
     _mutant("sound_deflate", Deflate, "nothing"),
+    _mutant("sound_batches", SoundBatches, "nothing"),
     _mutant("sound_naive", NaiveMethod, "nothing"),
     _mutant("sound_fp8", Fp8Method, "nothing", lossy=True),
 )
 
 MUTANTS: tuple[Mutant, ...] = (
-    _mutant("finite_only", FiniteOnly, "declared lossless, but all NaN become one NaN"),
-    _mutant("no_minus_zero", NoMinusZero, "declared lossless, but -0.0 becomes 0.0"),
-    _mutant("flushes_subnormals", FlushesSubnormals, "declared lossless, but subnormal numbers become 0"),
-    _mutant("loses_the_last_token", LosesTheLastToken, "an odd last token comes back as zeros"),
-    _mutant("swaps_planes", SwapsPlanes, "K comes back as V"),
-    _mutant("two_planes_only", TwoPlanesOnly, "fails with latent attention's one plane", errors="AssertionError"),
-    _mutant("infinite", Infinite, "finite values come back infinite", lossy=True),
-    _mutant("not_a_number", NotANumber, "vectors of zeros come back as NaN", lossy=True),
-    _mutant("breaks_its_bound", BreaksItsBound, "the last layer comes back 2.5 times as large", lossy=True),
-    _mutant("layers_in_reverse", LayersInReverse, "decode_layers begins with the last layer"),
-    _mutant("layers_in_one_array", LayersInOneArray, "decode_layers overwrites the layers it gave out"),
-    _mutant("layers_of_the_damaged", LayersTrustTheFirst, "decode_layers makes zeros of a damaged payload"),
-    _mutant("salted", Salted, "the same KV gives other bytes every time"),
-    _mutant("salted_by_process", SaltedByProcess, "the same KV gives other bytes in another process"),
-    _mutant("salted_by_object", SaltedByObject, "the same KV gives other bytes from another object"),
-    _mutant("drifting", Drifting, "the same payload decodes to other values the second time", lossy=True),
-    _mutant("fills_up_what_is_missing", FillsUpWhatIsMissing, "a truncated payload decodes, with zeros at the end"),
-    _mutant("ignores_what_follows", IgnoresWhatFollows, "bytes after the payload are not noticed"),
-    _mutant("damage_is_a_struct_error", DamageIsAStructError, "an empty payload is a struct.error", errors="error"),
-    _mutant("damage_is_a_zlib_error", DamageIsAZlibError, "a damaged payload is a zlib.error", errors="error"),
-    _mutant("trusts_its_header", TrustsItsHeader, "a flipped bit changes how many tokens come back"),
-    _mutant("changes_its_input", ChangesItsInput, "encode writes into the KV that it was given"),
-    _mutant("any_version", AnyVersion, "a payload of a later version is read as one of this version"),
-    _mutant("remembers_the_last", RemembersTheLast, "decodes only what the same object encoded last"),
-    _mutant("one_scratch", OneScratch, "two threads encode into one buffer"),
-    _mutant("first_thread_only", FirstThreadOnly, "fails in a second thread", errors="RuntimeError"),
+    _mutant("finite_only", FiniteOnly, "declared lossless, but all NaN become one NaN", "test_every_bit_comes_back"),
+    _mutant("no_minus_zero", NoMinusZero, "declared lossless, but -0.0 becomes 0.0", "test_every_bit_comes_back"),
     _mutant(
-        "refuses_with_value_error", RefusesWithValueError, "NaN is a ValueError", lossy=True, errors="ValueError"
+        "flushes_subnormals",
+        FlushesSubnormals,
+        "declared lossless, but subnormal numbers become 0",
+        "test_every_bit_comes_back",
     ),
-    _mutant("lossless_refuses", LosslessRefuses, "declared lossless, but refuses NaN", errors="InvalidRequestError"),
-    _mutant("batches_together", BatchesTogether, "encode_many makes other bytes than encode"),
-    _mutant("batches_by_size", BatchesBySize, "decode_many answers in order of size"),
-    _mutant("batches_leave_out_the_damaged", BatchesLeaveOutTheDamaged, "decode_many skips a damaged payload"),
+    _mutant(
+        "loses_the_last_token",
+        LosesTheLastToken,
+        "an odd last token comes back as zeros",
+        "test_kv_of_usual_layouts_comes_back",
+    ),
+    _mutant("swaps_planes", SwapsPlanes, "K comes back as V", "test_kv_of_usual_layouts_comes_back"),
+    _mutant(
+        "two_planes_only",
+        TwoPlanesOnly,
+        "fails with latent attention's one plane",
+        "test_kv_of_usual_layouts_comes_back",
+        errors="AssertionError",
+    ),
+    _mutant(
+        "infinite", Infinite, "finite values come back infinite", "test_kv_of_models_comes_back_finite", lossy=True
+    ),
+    _mutant(
+        "not_a_number",
+        NotANumber,
+        "vectors of zeros come back as NaN",
+        "test_kv_of_models_comes_back_finite",
+        lossy=True,
+    ),
+    _mutant(
+        "breaks_its_bound",
+        BreaksItsBound,
+        "the last layer comes back 2.5 times as large",
+        "test_the_error_stays_within_what_is_promised",
+        lossy=True,
+    ),
+    _mutant(
+        "layers_in_reverse",
+        LayersInReverse,
+        "decode_layers begins with the last layer",
+        "test_layers_are_those_of_the_whole",
+    ),
+    _mutant(
+        "layers_in_one_array",
+        LayersInOneArray,
+        "decode_layers overwrites the layers it gave out",
+        "test_layers_are_those_of_the_whole",
+    ),
+    _mutant(
+        "layers_of_the_damaged",
+        LayersTrustTheFirst,
+        "decode_layers makes zeros of a damaged payload",
+        "test_layers_of_a_damaged_payload_are_refused_or_stay_tensors",
+    ),
+    _mutant("salted", Salted, "the same KV gives other bytes every time", "test_the_same_kv_gives_the_same_bytes"),
+    _mutant(
+        "salted_by_process",
+        SaltedByProcess,
+        "the same KV gives other bytes in another process",
+        "test_another_process_gives_the_same_bytes",
+    ),
+    _mutant(
+        "salted_by_object",
+        SaltedByObject,
+        "the same KV gives other bytes from another object",
+        "test_the_same_kv_gives_the_same_bytes",
+    ),
+    _mutant(
+        "drifting",
+        Drifting,
+        "the same payload decodes to other values the second time",
+        "test_a_payload_decodes_to_the_same_every_time",
+        lossy=True,
+    ),
+    _mutant(
+        "fills_up_what_is_missing",
+        FillsUpWhatIsMissing,
+        "a truncated payload decodes, with zeros at the end",
+        "test_a_truncated_payload_is_refused",
+    ),
+    _mutant("ignores_what_follows", IgnoresWhatFollows, "bytes after the payload are not noticed"),
+    _mutant(
+        "damage_is_a_struct_error",
+        DamageIsAStructError,
+        "an empty payload is a struct.error",
+        "test_a_truncated_payload_is_refused",
+        errors="error",
+    ),
+    _mutant(
+        "damage_is_a_zlib_error",
+        DamageIsAZlibError,
+        "a damaged payload is a zlib.error",
+        "test_a_damaged_payload_is_refused_or_stays_a_tensor",
+        errors="error",
+    ),
+    _mutant(
+        "trusts_its_header",
+        TrustsItsHeader,
+        "a flipped bit changes how many tokens come back",
+        "test_a_damaged_payload_is_refused_or_stays_a_tensor",
+    ),
+    _mutant(
+        "changes_its_input",
+        ChangesItsInput,
+        "encode writes into the KV that it was given",
+        "test_kv_of_usual_layouts_comes_back",
+    ),
+    _mutant(
+        "any_version",
+        AnyVersion,
+        "a payload of a later version is read as one of this version",
+        "test_a_later_version_is_refused",
+    ),
+    _mutant(
+        "remembers_the_last",
+        RemembersTheLast,
+        "decodes only what the same object encoded last",
+        "test_a_payload_decodes_to_the_same_every_time",
+    ),
+    _mutant("one_scratch", OneScratch, "two threads encode into one buffer", "test_threads_get_the_answers_of_one"),
+    _mutant(
+        "first_thread_only",
+        FirstThreadOnly,
+        "fails in a second thread",
+        "test_threads_get_the_answers_of_one",
+        errors="RuntimeError",
+    ),
+    _mutant(
+        "refuses_with_value_error",
+        RefusesWithValueError,
+        "NaN is a ValueError",
+        "test_special_values_come_back_or_are_refused",
+        lossy=True,
+        errors="ValueError",
+    ),
+    _mutant(
+        "lossless_refuses",
+        LosslessRefuses,
+        "declared lossless, but refuses NaN",
+        "test_special_values_come_back_or_are_refused",
+        errors="InvalidRequestError",
+    ),
+    _mutant(
+        "batches_together",
+        BatchesTogether,
+        "encode_many makes other bytes than encode",
+        "test_many_at_once_are_those_of_one_by_one",
+    ),
+    _mutant(
+        "batches_by_size", BatchesBySize, "decode_many answers in order of size", "test_many_are_decoded_as_one_by_one"
+    ),
+    _mutant(
+        "batches_leave_out_the_damaged",
+        BatchesLeaveOutTheDamaged,
+        "decode_many skips a damaged payload",
+        "test_many_are_decoded_as_one_by_one",
+    ),
 )
+
+
+@hookimpl
+def lmcache_kit_compression_methods() -> Iterable[CompressionPlugin]:
+    """How a process of its own finds a mutant that is not installed."""
+    return [each.record for each in (*SOUND, *MUTANTS)]

@@ -250,7 +250,9 @@ MUTANTS: tuple[Mutant, ...] = (
     _mutant("repeats_a_touched_key", RepeatsATouchedKey, "a key that was read is a victim twice", _KEYS),
     _mutant("rewriting_adds_a_key", RewritingAddsAKey, "a key that was rewritten is a victim twice", _REWRITTEN),
     _mutant("touch_admits", TouchAdmits, "a key that is not in the tier becomes a victim by being read", _KEYS),
-    _mutant("unknown_keys_raise", UnknownKeysRaise, "removing a key it does not know fails", _UNKNOWN, errors="KeyError"),
+    _mutant(
+        "unknown_keys_raise", UnknownKeysRaise, "removing a key it does not know fails", _UNKNOWN, errors="KeyError"
+    ),
     _mutant("order_by_chance", OrderByChance, "the same history gives another order each time", _SAME),
     _mutant("order_of_hashes", OrderOfHashes, "the order is another one in every process", _HASHES),
     _mutant("asking_changes_the_order", AskingChangesTheOrder, "victims that were looked at move to the end", _ASKING),

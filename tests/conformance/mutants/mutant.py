@@ -19,7 +19,7 @@ class Mutant:
         record: the plugin; its name is the mutant's name.
         wrong: one line on what it does wrong.
         caught_by: tests of the suite of its kind that must fail, each of them.
-        errors: types of errors that those tests may fail with, besides a failed assertion: what the plugin itself raises.
+        errors: types of errors, beside a failed assertion, that those tests may fail with.
         fixtures: values of further fixtures of the suite, by name.
     """
 

@@ -174,6 +174,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     _mutant("stores_nothing", StoresNothing, "on_store names no tier, ever", _ROOM),
     _mutant("changes_its_arguments", ChangesItsArguments, "on_evict changes the list of holders", _LEFT),
-    _mutant("answers_nothing", AnswersNothing, "on_store answers None where it wants no tier", _STORE, errors="TypeError"),
+    _mutant(
+        "answers_nothing", AnswersNothing, "on_store answers None where it wants no tier", _STORE, errors="TypeError"
+    ),
     _mutant("promotes_to_an_index", PromotesToAnIndex, "on_hit answers a number", _HIT),
 )

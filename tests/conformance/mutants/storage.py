@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from mutants.mutant import Mutant
 from lmcache_kit.builtin.storage.disk import DiskBackend
 from lmcache_kit.builtin.storage.memory import MemoryBackend
 from lmcache_kit.builtin.storage.names import relative_path
-from lmcache_kit.contracts.records import Options, StoragePlugin
+from lmcache_kit.contracts.records import NoOptions, Options, StoragePlugin
 from lmcache_kit.contracts.storage import Buffer, StorageBackend, StorageContext
 from lmcache_kit.errors import UnavailableError
 
@@ -232,6 +233,13 @@ class CutsLongNames(DiskBackend):
         super().put(name[:100], blob)
 
 
+class Batches(MemoryBackend):
+    """Sound."""
+
+    def get_many(self, names: list[str]) -> list[Buffer | None]:
+        return [self.get(name) for name in names]
+
+
 class GetManyOutOfOrder(MemoryBackend):
     def get_many(self, names: list[str]) -> list[Buffer | None]:
         return [self.get(name) for name in sorted(names)]
@@ -303,58 +311,192 @@ class HealthyWhenUnreachable(DiskBackend):
         return {"path": str(self._root)}
 
 
+class DiskMutantOptions(Options, frozen=True):
+    """``reachable=False``: a folder that leads nowhere in the place of the store."""
+
+    reachable: bool = True
+
+
 def _memory(made: type[MemoryBackend], options: Options, context: StorageContext) -> StorageBackend:
     return made()
 
 
 def _disk(made: type[DiskBackend], options: Options, context: StorageContext) -> StorageBackend:
-    return made(context.data_dir / context.location)
+    assert isinstance(options, DiskMutantOptions)
+    root = context.data_dir / context.location
+    backend = made(root)
+    if not options.reachable:
+        shutil.rmtree(root)
+        root.symlink_to(root)  # whoever follows it follows it for ever
+    return backend
 
 
 def _mutant(name: str, made: type[StorageBackend], wrong: str, *caught_by: str, declares: str = "") -> Mutant:
     on_disk = issubclass(made, DiskBackend)
-    capabilities = {*declares.split(), "persistent" if on_disk else "inline"}
     factory: Any = functools.partial(_disk if on_disk else _memory, made)
     record = StoragePlugin(
-        name=name, summary=wrong, location="Mutant", factory=factory, capabilities=frozenset(capabilities)
+        name=name,
+        summary=wrong,
+        location="Mutant",
+        options=DiskMutantOptions if on_disk else NoOptions,
+        factory=factory,
+        capabilities=frozenset({*declares.split(), *(["persistent"] if on_disk else [])}),
     )
-    return Mutant(record=record, wrong=wrong, caught_by=caught_by)
+    fixtures = {"unreachable": {"reachable": False}} if on_disk else {}
+    return Mutant(record=record, wrong=wrong, caught_by=caught_by, fixtures=fixtures)
 
 
 SOUND: tuple[Mutant, ...] = (
     _mutant("sound_memory", MemoryBackend, "nothing"),
+    _mutant("sound_batches", Batches, "nothing"),
     _mutant("sound_disk", DiskBackend, "nothing", declares="shared"),
 )
 
 MUTANTS: tuple[Mutant, ...] = (
-    _mutant("loses_a_write", LosesAWrite, "every third put is lost"),
-    _mutant("stale_after_replace", StaleAfterReplace, "a second put of a name changes nothing"),
-    _mutant("stale_read_cache", StaleReadCache, "what was read once is read again after it was replaced"),
-    _mutant("keeps_the_buffer", KeepsTheBuffer, "a bytearray is kept without copying"),
-    _mutant("gives_out_its_buffer", GivesOutItsBuffer, "a reader that writes into what it got changes the object"),
-    _mutant("writes_in_place", WritesInPlace, "readers see half of a replacement"),
-    _mutant("forgets_on_reopen", ForgetsOnReopen, "declared persistent, holds nothing after", declares="persistent"),
-    _mutant("closing_erases", ClosingErases, "persistent contents do not survive close"),
-    _mutant("lists_nothing_of_earlier_runs", ListsNothingOfEarlierRuns, "entries finds only what this object wrote"),
-    _mutant("delete_leaves_the_bytes", DeleteLeavesTheBytes, "the file of a deleted object stays"),
-    _mutant("deletes_nothing", DeletesNothing, "a deleted object is still there"),
-    _mutant("always_deleted", AlwaysDeleted, "says that it deleted what was not there"),
-    _mutant("entries_miss_one", EntriesMissOne, "entries leaves the first object out"),
-    _mutant("entries_repeat_one", EntriesRepeatOne, "entries gives the first object twice"),
-    _mutant("entries_say_old_sizes", EntriesSayOldSizes, "entries gives the size before a replacement"),
-    _mutant("size_is_rounded", SizeIsRounded, "size counts blocks of 512 bytes"),
-    _mutant("empty_is_absent", EmptyIsAbsent, "an object of 0 bytes is a miss"),
-    _mutant("absent_is_empty", AbsentIsEmpty, "a miss is an object of 0 bytes"),
-    _mutant("cuts_large_objects", CutsLargeObjects, "keeps the first MiB only"),
-    _mutant("mixes_up_names", MixesUpNames, "a.b and a-b are one object"),
-    _mutant("cuts_long_names", CutsLongNames, "names that differ after 100 characters are one object"),
-    _mutant("get_many_out_of_order", GetManyOutOfOrder, "get_many answers in the order of the names' letters"),
-    _mutant("get_many_leaves_out_misses", GetManyLeavesOutMisses, "get_many has no entry for a miss"),
-    _mutant("get_many_once_per_name", GetManyOncePerName, "get_many answers a repeated name once"),
-    _mutant("unreachable_is_a_miss", UnreachableIsAMiss, "a store that cannot be read answers None"),
-    _mutant("unreachable_takes_writes", UnreachableTakesWrites, "a put that could not be done counts as done"),
-    _mutant("unreachable_is_an_oserror", UnreachableIsAnOSError, "an unreadable store raises an OSError"),
-    _mutant("not_thread_safe", NotThreadSafe, "puts of two threads at a time: one is lost"),
-    _mutant("second_opener_sees_nothing", SecondOpenerSeesNothing, "declared shared, but is not", declares="shared"),
-    _mutant("healthy_when_unreachable", HealthyWhenUnreachable, "health does not look at the store"),
+    _mutant(
+        "loses_a_write",
+        LosesAWrite,
+        "every third put is lost",
+        "test_what_was_put_comes_back",
+        "test_a_dictionary_answers_the_same",
+    ),
+    _mutant(
+        "stale_after_replace",
+        StaleAfterReplace,
+        "a second put of a name changes nothing",
+        "test_a_put_replaces_the_object_whole",
+    ),
+    _mutant(
+        "stale_read_cache",
+        StaleReadCache,
+        "what was read once is read again after it was replaced",
+        "test_a_put_replaces_the_object_whole",
+    ),
+    _mutant(
+        "keeps_the_buffer",
+        KeepsTheBuffer,
+        "a bytearray is kept without copying",
+        "test_the_store_keeps_bytes_of_its_own",
+    ),
+    _mutant(
+        "gives_out_its_buffer",
+        GivesOutItsBuffer,
+        "a reader that writes into what it got changes the object",
+        "test_the_store_keeps_bytes_of_its_own",
+    ),
+    _mutant(
+        "writes_in_place",
+        WritesInPlace,
+        "readers see half of a replacement",
+        "test_a_reader_never_sees_half_an_object",
+        "test_a_killed_writer_leaves_whole_objects",
+    ),
+    _mutant(
+        "forgets_on_reopen",
+        ForgetsOnReopen,
+        "declared persistent, holds nothing after",
+        "test_contents_survive_reopening",
+        "test_a_dictionary_answers_the_same",
+        declares="persistent",
+    ),
+    _mutant(
+        "closing_erases", ClosingErases, "persistent contents do not survive close", "test_contents_survive_reopening"
+    ),
+    _mutant(
+        "lists_nothing_of_earlier_runs",
+        ListsNothingOfEarlierRuns,
+        "entries finds only what this object wrote",
+        "test_contents_survive_reopening",
+    ),
+    _mutant(
+        "delete_leaves_the_bytes",
+        DeleteLeavesTheBytes,
+        "the file of a deleted object stays",
+        "test_deleting_and_replacing_free_bytes",
+    ),
+    _mutant("deletes_nothing", DeletesNothing, "a deleted object is still there", "test_a_deleted_object_is_gone"),
+    _mutant(
+        "always_deleted", AlwaysDeleted, "says that it deleted what was not there", "test_nothing_is_under_a_new_name"
+    ),
+    _mutant(
+        "entries_miss_one", EntriesMissOne, "entries leaves the first object out", "test_entries_lists_each_object_once"
+    ),
+    _mutant(
+        "entries_repeat_one",
+        EntriesRepeatOne,
+        "entries gives the first object twice",
+        "test_entries_lists_each_object_once",
+    ),
+    _mutant(
+        "entries_say_old_sizes",
+        EntriesSayOldSizes,
+        "entries gives the size before a replacement",
+        "test_a_put_replaces_the_object_whole",
+    ),
+    _mutant("size_is_rounded", SizeIsRounded, "size counts blocks of 512 bytes", "test_what_was_put_comes_back"),
+    _mutant("empty_is_absent", EmptyIsAbsent, "an object of 0 bytes is a miss", "test_what_was_put_comes_back"),
+    _mutant("absent_is_empty", AbsentIsEmpty, "a miss is an object of 0 bytes", "test_nothing_is_under_a_new_name"),
+    _mutant("cuts_large_objects", CutsLargeObjects, "keeps the first MiB only", "test_what_was_put_comes_back"),
+    _mutant("mixes_up_names", MixesUpNames, "a.b and a-b are one object", "test_any_legal_name_will_do"),
+    _mutant(
+        "cuts_long_names",
+        CutsLongNames,
+        "names that differ after 100 characters are one object",
+        "test_any_legal_name_will_do",
+    ),
+    _mutant(
+        "get_many_out_of_order",
+        GetManyOutOfOrder,
+        "get_many answers in the order of the names' letters",
+        "test_many_reads_answer_in_order",
+    ),
+    _mutant(
+        "get_many_leaves_out_misses",
+        GetManyLeavesOutMisses,
+        "get_many has no entry for a miss",
+        "test_many_reads_answer_in_order",
+    ),
+    _mutant(
+        "get_many_once_per_name",
+        GetManyOncePerName,
+        "get_many answers a repeated name once",
+        "test_many_reads_answer_in_order",
+    ),
+    _mutant(
+        "unreachable_is_a_miss",
+        UnreachableIsAMiss,
+        "a store that cannot be read answers None",
+        "test_a_store_that_cannot_be_reached_says_so",
+    ),
+    _mutant(
+        "unreachable_takes_writes",
+        UnreachableTakesWrites,
+        "a put that could not be done counts as done",
+        "test_a_store_that_cannot_be_reached_says_so",
+    ),
+    _mutant(
+        "unreachable_is_an_oserror",
+        UnreachableIsAnOSError,
+        "an unreadable store raises an OSError",
+        "test_a_store_that_cannot_be_reached_says_so",
+    ),
+    _mutant(
+        "not_thread_safe",
+        NotThreadSafe,
+        "puts of two threads at a time: one is lost",
+        "test_threads_do_not_disturb_each_other",
+    ),
+    _mutant(
+        "second_opener_sees_nothing",
+        SecondOpenerSeesNothing,
+        "declared shared, but is not",
+        "test_two_users_see_one_store",
+        declares="shared",
+    ),
+    _mutant(
+        "healthy_when_unreachable",
+        HealthyWhenUnreachable,
+        "health does not look at the store",
+        "test_a_store_that_cannot_be_reached_says_so",
+    ),
 )

@@ -15,7 +15,6 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from mutants.kinds import SUITES, mutants_of
@@ -54,6 +53,10 @@ class Outcomes:
             phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
         )
         hypothesis.settings.load_profile("mutants")
+        # What a broken transport never does need not be waited for so long.
+        from lmcache_kit.testing.suites import transport_site
+
+        transport_site.LONG = 3.0
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         if self._wanted is not None:
@@ -94,7 +97,7 @@ def run(kind: str, wanted: dict[str, set[str]] | None) -> dict[str, dict[str, li
     outcomes = Outcomes(wanted)
     # As with an author who has installed nothing else: no settings of ours, no other plugin of pytest.
     plain = [f"-pno:{name}" for name in ("cacheprovider", "xdist", "asyncio", "timeout", "lmcache_kit")]
-    plain += ["--noconftest", "-c", os.devnull, "--rootdir", str(CASES.parent), "-Werror"]
+    plain += ["--noconftest", "-c", os.devnull, "--rootdir", str(CASES.parent), "-Werror", "--durations=15"]
     plain.append("-Wignore::pytest.PytestAssertRewriteWarning")  # of what this module imported before pytest ran
     status = pytest.main([str(CASES), *plain, "-q", "--tb=short"], plugins=[outcomes, pytest_plugin])
     if status not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):

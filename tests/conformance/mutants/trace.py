@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 from mutants.mutant import Mutant
@@ -237,13 +237,11 @@ class NoCarriageReturns(MooncakeReader):
 class LeavesTheFileOpen(MooncakeReader):
     """Works on, and keeps a file open for every read."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._files: list[Any] = []
+    files: ClassVar[list[Any]] = []
 
     def read(self, path: Path) -> Iterator[TraceRecord]:
         if path.is_file():
-            self._files.append(open(path, "rb"))  # noqa: SIM115
+            self.files.append(open(path, "rb"))  # noqa: SIM115
         yield from super().read(path)
 
 
