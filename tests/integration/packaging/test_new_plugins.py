@@ -140,8 +140,8 @@ def test_they_keep_their_contracts(environment: Environment) -> None:
     )
     for kind in SUITES:
         class_name = f"TestMy{kind.capitalize()}"
-        assert re.search(rf"my-{kind}/tests/test_conformance.py::{class_name}::test_\w+ PASSED", shown), kind
-    assert "test_conformance.py::TestEcho::" in shown
+        assert re.search(rf"::{class_name}::test_\w+ PASSED", shown), kind
+    assert re.search(r"::TestEcho::test_\w+ PASSED", shown)
     assert " failed" not in shown.splitlines()[-1]
 
 
@@ -161,13 +161,13 @@ def fleet(folder: Path) -> dict[str, Any]:
             "methods": {**defaults["compression"]["methods"], "echo": {"level": 2}},
             "placement": {**defaults["placement"]["placement"], "options": {"large_bytes": 1_000_000}},
             "transport": defaults["transport"]["transport"],
-            "tiers": [{**defaults["eviction"]["tiers"][0], "capacity": "8KiB"}, defaults["storage"]["tiers"][1]],
+            "tiers": [{**defaults["eviction"]["tiers"][0], "capacity": "32KiB"}, defaults["storage"]["tiers"][1]],
         },
         "instances": [{"id": "a"}, {"id": "b"}],
         "workloads": [
             {**own["engine"]["workloads"][0], "instances": ["a"]},
-            {"name": "compress", "kind": "compress", "of": "serve", "method": "my_compression", "location": LOCATION},
-            {"name": "echo", "kind": "compress", "of": "serve", "method": "echo", "location": LOCATION},
+            {"name": "compress", "kind": "compress", "of": "serve", "method": "my_compression"},
+            {"name": "echo", "kind": "compress", "of": "serve", "method": "echo"},
             {
                 "name": "move",
                 "kind": "move",
