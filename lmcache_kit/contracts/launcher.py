@@ -1,7 +1,10 @@
 """Launchers: where the processes of a wall-clock run live.
 
-Capabilities: ``faults``: a process can be killed during a run and started again with the same specification, in the
-same place, as a scenario's faults want it.
+All methods are coroutines on the runner's event loop. Times are in seconds.
+
+Capabilities:
+    ``faults``: a process can be killed during a run and started again with the same specification, in the same place,
+        as a scenario's faults want it.
 """
 
 from __future__ import annotations

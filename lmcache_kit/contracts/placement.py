@@ -1,4 +1,7 @@
-"""Placement policies: which tiers hold an object. Tiers are ordered, fastest first, and named by their index."""
+"""Placement policies: which tiers hold an object. Tiers are ordered, fastest first, and named by their index.
+
+Calls come from one thread, several for every chunk; sizes are bytes.
+"""
 
 from __future__ import annotations
 

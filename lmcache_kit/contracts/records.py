@@ -96,7 +96,10 @@ class CompressionPlugin(Plugin):
 
 @dataclass(frozen=True, kw_only=True)
 class TransportPlugin(Plugin):
-    """A transport; ``scheme`` begins the addresses it serves, e.g. ``tcp`` for ``tcp://127.0.0.1:8200``."""
+    """A transport; ``scheme`` begins the addresses it serves, e.g. ``tcp`` for ``tcp://127.0.0.1:8200``.
+
+    It has lower-case letters, digits, ``+``, ``-`` and ``.``, a letter first, and no underscores, as in any URL.
+    """
 
     kind: ClassVar[str] = "transport"
     scheme: str

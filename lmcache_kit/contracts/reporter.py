@@ -1,4 +1,7 @@
-"""Reporters: a finished run's report as text or as a file."""
+"""Reporters: a finished run's report as text or as a file.
+
+A reporter is called once, from one thread, when the run has ended.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Trace readers: files of requests in somebody's format, as normalised records."""
+"""Trace readers: files of requests in somebody's format, as normalised records.
+
+A reader is called from one thread, before the first request is sent, so it may take its time. Times are in seconds.
+"""
 
 from __future__ import annotations
 

@@ -5,7 +5,9 @@ bandwidth and a latency wraps any transport (``lmcache_kit.builtin.transports.sh
 about it itself.
 
 Capabilities:
-    ``same_process``, ``same_host``: how far it reaches; none of them means across hosts.
+    ``same_process``: it reaches other objects of the process only.
+    ``same_host``: it reaches other processes of the host. Without either it reaches other hosts, and its addresses
+        are ``scheme://host:port``; with this one they are ``scheme://name``.
 """
 
 from __future__ import annotations

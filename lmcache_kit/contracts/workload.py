@@ -1,6 +1,7 @@
 """Workloads: what a scenario does to the fleet it booted, and measures.
 
-A workload talks to the fleet as any client would, over HTTP, and returns one result.
+A workload talks to the fleet as any client would, over HTTP, and returns one result. It runs on the runner's event
+loop, so what blocks belongs into a thread. Times are in seconds, sizes in bytes.
 """
 
 from __future__ import annotations
