@@ -217,7 +217,7 @@ class PluginRegistry:
             error = UnknownNameError(f"{kind} plugin", name, self.names(kind))
             broken = [each for each in self.broken if each.may_offer(kind, name)]
             if broken:
-                error.hint = f"plugin {broken[0].source} is not used: {broken[0].reason}"
+                error.hint = f"plugin {broken[0].source} is not used: {broken[0].reason}; {error.hint}"
             elif distribution:
                 error.hint = f"pip install {distribution}; {error.hint}"
             elif self.broken:
@@ -230,6 +230,10 @@ class PluginRegistry:
     def find(self, name: str) -> list[RegisteredPlugin]:
         """Plugins of any kind called ``name``."""
         return [plugins[name] for plugins in self._plugins.values() if name in plugins]
+
+    def refused(self, name: str) -> list[BrokenPlugin]:
+        """Broken plugins because of which there is no plugin called ``name``, of whatever kind."""
+        return [broken for broken in self.broken if any(broken.may_offer(kind, name) for kind in self._plugins)]
 
     @staticmethod
     def options(record: Plugin, values: Mapping[str, Any] | None = None) -> Options:

@@ -76,8 +76,7 @@ def find_plugins(name: str) -> list[RegisteredPlugin]:
     found = registry()
     entries = found.find(name)
     if not entries:
-        broken = [broken for broken in found.broken if broken.source.startswith(f"{name} ")]
-        if broken:
+        if broken := found.refused(name):
             raise LMCacheKitError(f"plugin {name!r} is not used: {broken[0].reason}")
         raise UnknownNameError(
             "plugin", name, {entry.record.name for kind in found.kinds() for entry in found.all(kind)}

@@ -189,7 +189,11 @@ def _check_references(workload: Workload, scenario: Scenario, plugins: PluginReg
         elif what == "location":
             known = sorted({location_of(tier, plugins) for each in scenario.instances for tier in each.tiers})
         else:
-            known = plugins.names(what)
+            try:
+                plugins.get(PLUGIN_KINDS[what], name)
+            except UnknownNameError as unknown:  # its hint knows what to install, and what is broken
+                raise ConfigError(f"{path}: unknown {what} {name!r}", hint=unknown.hint) from None
+            continue
         if name not in known:
             error = UnknownNameError(what, name, known)
             raise ConfigError(f"{path}: {error.message}", hint=error.hint)

@@ -44,13 +44,10 @@ class CodecSet:
 
     def record(self, method: str) -> CompressionPlugin:
         """The method's record, without making the method. Raises UnknownNameError."""
-        if method not in (known := self.names()):
-            try:
-                self._plugins.get(CompressionPlugin, method)
-            except UnknownNameError as error:  # its hint may name the distribution to install
-                listed = f"{error.hint}; known: {', '.join(known)}" if error.hint and "pip " in error.hint else None
-                raise UnknownNameError("compression method", method, known, hint=listed) from None
-        return self._plugins.get(CompressionPlugin, method)
+        try:
+            return self._plugins.get(CompressionPlugin, method)
+        except UnknownNameError as error:  # its hint may name the distribution to install, or what is wrong with it
+            raise UnknownNameError("compression method", method, self.names(), hint=error.hint) from None
 
     def lossless(self, method: str) -> bool:
         """Whether the method's record promises bit-exact decoding."""

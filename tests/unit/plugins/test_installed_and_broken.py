@@ -109,10 +109,12 @@ def test_one_that_is_left_out_is_not_even_imported(run: Run) -> None:
     assert "made_up" not in done.stderr
 
 
-def test_show_names_the_reason(run: Run) -> None:
-    done = run("plugins", "show", "raises", allow="raises")
+@pytest.mark.parametrize(("name", "entry", "words"), [("raises", "raises", "several lines"), ("d", "new", "API 99")])
+def test_show_names_the_reason(run: Run, name: str, entry: str, words: str) -> None:
+    done = run("plugins", "show", name, allow=entry)
     assert done.returncode != 0
-    assert "several lines" in done.stderr
+    (error,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert words in error
     assert "Traceback" not in done.stderr
 
 

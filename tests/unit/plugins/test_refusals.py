@@ -24,6 +24,7 @@ from lmcache_kit.contracts import (
     WorkloadPlugin,
 )
 from lmcache_kit.errors import UnknownNameError
+from lmcache_kit.instance.store.codecs import CodecSet
 from lmcache_kit.plugins import SLOW_IMPORT_SECONDS, PluginRegistry
 
 NUMBERS = itertools.count()
@@ -315,6 +316,17 @@ def test_asking_for_what_was_refused_tells_why(offered) -> None:
         registry.get(EvictionPlugin, "future")
     assert "plugin API" not in str(caught.value.hint)
     assert "not used: made_up_" in str(caught.value.hint)
+
+
+def test_an_instance_tells_why_it_has_no_such_method(offered) -> None:
+    methods = CodecSet(offered(compression(name="future", api_version=API_VERSION + 1)))
+    with pytest.raises(UnknownNameError, match="unknown compression method 'future'") as caught:
+        methods.get("future")
+    assert f"plugin API {API_VERSION + 1}" in str(caught.value.hint)
+    assert "zstd" in str(caught.value.hint)
+    with pytest.raises(UnknownNameError) as caught:
+        CodecSet(PluginRegistry(entry_points=[])).get("cachegen")
+    assert str(caught.value.hint).count("zstd") == 1, "the known ones are listed once"
 
 
 def test_asking_for_a_plugin_whose_import_failed_tells_why_and_not_to_install_it() -> None:
