@@ -85,6 +85,9 @@ class EngineTextTests:
                 f"{text!r} is {bare} without and {whole} with special tokens: not the same with something around it"
             )
             plain = subject.detokenize(bare)
+            assert subject.detokenize(bare, skip_special_tokens=False) == plain, (
+                f"add_special_tokens=False makes {bare} of {text!r}, with special tokens"
+            )
             assert subject.detokenize(whole).strip() == plain.strip(), "special tokens are in the text"
             assert plain.strip() in subject.detokenize(whole, skip_special_tokens=False)
 

@@ -226,6 +226,42 @@ class TransportTests(TransportProcessTests, TransportEndTests, PluginTests):
 
         site.run(scenario())
 
+    def test_a_request_ends_at_its_timeout_and_not_later(self, site: Site) -> None:
+        async def scenario() -> None:
+            gate = asyncio.Event()
+
+            async def handler(frames: Sequence[Buffer]) -> Sequence[Buffer]:
+                await gate.wait()
+                return frames
+
+            _, channel = await site.pair(handler)
+            # The answer comes long after the timeout: whoever waits longer than it was told gets it.
+            asyncio.get_running_loop().call_later(5 * SHORT, gate.set)
+            await gives_up(channel.request([b"late"], timeout=SHORT), f"a request with a timeout of {SHORT} s")
+
+        site.run(scenario())
+
+    def test_each_request_reaches_the_handler_once(self, site: Site) -> None:
+        seen: list[bytes] = []
+
+        async def handler(frames: Sequence[Buffer]) -> Sequence[Buffer]:
+            seen.append(bytes(frames[0]))
+            if bytes(frames[0]) == b"fail":
+                raise ValueError("the cup is empty")
+            return frames
+
+        async def scenario() -> None:
+            _, channel = await site.pair(handler)
+            names = [f"{number}".encode() for number in range(40)]
+            await asyncio.gather(
+                *(channel.request([name, bytes(5000 * number)], timeout=LONG) for number, name in enumerate(names))
+            )
+            await outcome(channel.request([b"fail"], timeout=LONG), "a request that the handler refuses")
+            await channel.request([b"last"], timeout=LONG)
+            assert sorted(seen) == sorted([*names, b"fail", b"last"]), f"the handler was asked {len(seen)} times for 42"
+
+        site.run(scenario())
+
     @pytest.mark.parametrize("ending", ["given up", "cancelled"])
     def test_a_late_answer_is_never_given_to_another_request(self, site: Site, ending: str) -> None:
         async def scenario() -> None:

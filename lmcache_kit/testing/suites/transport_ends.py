@@ -60,11 +60,12 @@ async def answered_in_the_end(channel: Channel) -> None:
 
 async def _settled(look: Callable[[], bool]) -> bool:
     """Whether ``look`` becomes true; what was closed may take a moment to go."""
-    for _ in range(200):
+    for number in range(200):
         if look():
             return True
         await asyncio.sleep(0.02)
-        gc.collect()
+        if number % 50 == 0:
+            gc.collect()
     return look()
 
 

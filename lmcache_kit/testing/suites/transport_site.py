@@ -43,6 +43,8 @@ async def within(seconds: float, waiting: Awaitable[T], what: str) -> T:
         task.cancel()
         # Not awaited: what ignores its deadline may ignore this too.
         raise AssertionError(f"{what} did not happen within {seconds:g} s")
+    if task.cancelled():
+        raise AssertionError(f"{what} came by cancellation, which nobody asked for")
     return task.result()
 
 
