@@ -14,7 +14,7 @@ from lmcache_kit.errors import ConfigError
 from lmcache_kit.plugins import PluginRegistry
 from lmcache_kit.testing.comparison import Comparison, compare
 from lmcache_kit.testing.results import CheckResult
-from lmcache_kit.testing.running import run_suite
+from lmcache_kit.testing.running import NOT_TRIED, run_suite
 from lmcache_kit.testing.suites.base import PluginTests
 
 __all__ = ["SUITES", "CheckReport", "check_plugin", "suite_of"]
@@ -35,7 +35,7 @@ SUITES = {
 
 QUICK_EXAMPLES, USUAL_EXAMPLES = 20, 100
 # Reasons for which nothing of a plugin could be tried; once is enough.
-_UNUSABLE = ("it cannot be used here", "needs options without a default")
+_UNUSABLE = ("it cannot be used here", "needs options without a default", NOT_TRIED)
 
 
 class CheckReport(msgspec.Struct, frozen=True):
@@ -74,6 +74,7 @@ def check_plugin(
     options: Mapping[str, Any] | None = None,
     quick: bool = False,
     sample: Path | None = None,
+    seconds: float = 0.2,
 ) -> CheckReport:
     """Run the suite of the plugin's kind in this process.
 
@@ -82,6 +83,7 @@ def check_plugin(
         options: its options as plain values; the defaults where nothing is given.
         quick: try fewer examples, and compare with nothing.
         sample: a well-formed file, for a trace reader.
+        seconds: about how long one figure of the comparison may take.
 
     A plugin that cannot be made without options, or whose server cannot be reached, is skipped with the reason.
     Nothing that the plugin does raises from here.
@@ -107,7 +109,7 @@ def check_plugin(
     if quick or not usable or report.failed:
         return report
     assert made is not None
-    return msgspec.structs.replace(report, comparison=compare(record, made, sample=sample))
+    return msgspec.structs.replace(report, comparison=compare(record, made, seconds=seconds, sample=sample))
 
 
 def _is_unusable(result: CheckResult) -> bool:
