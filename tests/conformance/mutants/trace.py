@@ -6,6 +6,7 @@ import functools
 import itertools
 import random
 import re
+import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -31,10 +32,11 @@ class SwallowsABadRow(MooncakeReader):
     """Leaves out what it cannot read."""
 
     def read(self, path: Path) -> Iterator[TraceRecord]:
-        good = path.with_name(path.name + ".good")
-        lines = path.read_bytes().splitlines(keepends=True)
-        good.write_bytes(b"".join(line for line in lines if self._readable(line)))
-        return super().read(good)
+        with tempfile.TemporaryDirectory() as folder:
+            good = Path(folder) / path.name
+            lines = path.read_bytes().splitlines(keepends=True)
+            good.write_bytes(b"".join(line for line in lines if self._readable(line)))
+            yield from super().read(good)
 
     @staticmethod
     def _readable(line: bytes) -> bool:
@@ -215,12 +217,11 @@ class NeedsALastNewline(MooncakeReader):
     """A last line that does not end is not a line."""
 
     def read(self, path: Path) -> Iterator[TraceRecord]:
-        if not path.is_file():
-            return super().read(path)
-        whole = path.read_bytes()
-        cut = path.with_name(path.name + ".cut")
-        cut.write_bytes(whole[: whole.rfind(b"\n") + 1])
-        return super().read(cut)
+        with tempfile.TemporaryDirectory() as folder:
+            cut = Path(folder) / path.name
+            whole = path.read_bytes()
+            cut.write_bytes(whole[: whole.rfind(b"\n") + 1])
+            yield from super().read(cut)
 
 
 class NoCarriageReturns(MooncakeReader):
@@ -265,27 +266,104 @@ SOUND: tuple[Mutant, ...] = (
 )
 
 MUTANTS: tuple[Mutant, ...] = (
-    _mutant("swallows_a_bad_row", SwallowsABadRow, "leaves out rows that it cannot read"),
-    _mutant("stops_at_a_bad_row", StopsAtABadRow, "a bad row ends the trace"),
-    _mutant("counts_lines_from_zero", CountsLinesFromZero, "names the line before the bad one"),
-    _mutant("names_no_line", NamesNoLine, "does not say which row is bad"),
-    _mutant("names_no_file", NamesNoFile, "does not say in which file a row is bad"),
-    _mutant("bad_rows_are_value_errors", BadRowsAreValueErrors, "a bad row is a ValueError"),
-    _mutant("missing_is_file_not_found", MissingIsFileNotFound, "a file that is not there is a FileNotFoundError"),
-    _mutant("empty_is_an_index_error", EmptyIsAnIndexError, "an empty file is an IndexError", errors="IndexError"),
-    _mutant("not_chained", NotChained, "one id stands for different prefixes"),
-    _mutant("numbers_every_block_anew", NumbersEveryBlockAnew, "equal prefixes have different ids"),
-    _mutant("counts_on_from_the_last_file", CountsOnFromTheLastFile, "a second read gives other ids"),
-    _mutant("reads_once", ReadsOnce, "a second read finds nothing"),
-    _mutant("first_of_the_first_file", FirstOfTheFirstFile, "a second read gives later arrivals"),
-    _mutant("absolute_times", AbsoluteTimes, "the first arrival is not 0"),
-    _mutant("back_in_time", BackInTime, "arrivals are before the first one"),
-    _mutant("no_input", NoInput, "prompts of 0 tokens"),
-    _mutant("negative_output", NegativeOutput, "answers of less than 0 tokens"),
-    _mutant("tail_is_a_block", TailIsABlock, "a partial block counts as a full one"),
-    _mutant("no_tail", NoTail, "tokens after the last full block are not counted"),
-    _mutant("ids_as_list", IdsAsList, "block ids that cannot be hashed"),
-    _mutant("needs_a_last_newline", NeedsALastNewline, "a last line without an end is not read"),
-    _mutant("no_carriage_returns", NoCarriageReturns, "lines that end in CR LF are bad rows"),
+    _mutant(
+        "swallows_a_bad_row",
+        SwallowsABadRow,
+        "leaves out rows that it cannot read",
+        "test_a_bad_line_is_refused_by_file_and_line",
+    ),
+    _mutant(
+        "stops_at_a_bad_row", StopsAtABadRow, "a bad row ends the trace", "test_a_bad_line_is_refused_by_file_and_line"
+    ),
+    _mutant(
+        "counts_lines_from_zero",
+        CountsLinesFromZero,
+        "names the line before the bad one",
+        "test_a_bad_line_is_refused_by_file_and_line",
+    ),
+    _mutant(
+        "names_no_line", NamesNoLine, "does not say which row is bad", "test_a_bad_line_is_refused_by_file_and_line"
+    ),
+    _mutant(
+        "names_no_file",
+        NamesNoFile,
+        "does not say in which file a row is bad",
+        "test_a_file_of_another_format_is_refused_by_name",
+    ),
+    _mutant(
+        "bad_rows_are_value_errors",
+        BadRowsAreValueErrors,
+        "a bad row is a ValueError",
+        "test_a_bad_line_is_refused_by_file_and_line",
+    ),
+    _mutant(
+        "missing_is_file_not_found",
+        MissingIsFileNotFound,
+        "a file that is not there is a FileNotFoundError",
+        "test_a_file_that_is_not_there_is_refused_by_name",
+    ),
+    _mutant(
+        "empty_is_an_index_error",
+        EmptyIsAnIndexError,
+        "an empty file is an IndexError",
+        "test_an_empty_file_holds_nothing",
+        errors="IndexError",
+    ),
+    _mutant("not_chained", NotChained, "one id stands for different prefixes", "test_ids_stand_for_all_before_them"),
+    _mutant(
+        "numbers_every_block_anew",
+        NumbersEveryBlockAnew,
+        "equal prefixes have different ids",
+        "test_reading_twice_gives_the_same",
+    ),
+    _mutant(
+        "counts_on_from_the_last_file",
+        CountsOnFromTheLastFile,
+        "a second read gives other ids",
+        "test_reading_twice_gives_the_same",
+    ),
+    _mutant("reads_once", ReadsOnce, "a second read finds nothing", "test_reading_twice_gives_the_same"),
+    _mutant(
+        "first_of_the_first_file",
+        FirstOfTheFirstFile,
+        "a second read gives later arrivals",
+        "test_reading_twice_gives_the_same",
+    ),
+    _mutant(
+        "absolute_times",
+        AbsoluteTimes,
+        "the first arrival is not 0",
+        "test_arrivals_are_seconds_since_the_first_request",
+    ),
+    _mutant(
+        "back_in_time",
+        BackInTime,
+        "arrivals are before the first one",
+        "test_arrivals_are_seconds_since_the_first_request",
+    ),
+    _mutant("no_input", NoInput, "prompts of 0 tokens", "test_tokens_are_those_of_ids_and_tail"),
+    _mutant(
+        "negative_output", NegativeOutput, "answers of less than 0 tokens", "test_tokens_are_those_of_ids_and_tail"
+    ),
+    _mutant(
+        "tail_is_a_block", TailIsABlock, "a partial block counts as a full one", "test_tokens_are_those_of_ids_and_tail"
+    ),
+    _mutant(
+        "no_tail", NoTail, "tokens after the last full block are not counted", "test_tokens_are_those_of_ids_and_tail"
+    ),
+    _mutant("ids_as_list", IdsAsList, "block ids that cannot be hashed", "test_ids_stand_for_all_before_them"),
+    _mutant(
+        "needs_a_last_newline",
+        NeedsALastNewline,
+        "a last line without an end is not read",
+        "test_line_ends_do_not_matter",
+    ),
+    _mutant(
+        "no_carriage_returns",
+        NoCarriageReturns,
+        "lines that end in CR LF are bad rows",
+        "test_line_ends_do_not_matter",
+        errors="InvalidRequestError",
+    ),
     _mutant("leaves_the_file_open", LeavesTheFileOpen, "every read leaves a file open"),
 )
