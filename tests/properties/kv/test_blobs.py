@@ -5,29 +5,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmcache_kit.errors import BlobError
-from lmcache_kit.kv import BlobHeader, ChunkKey, KVLayout, pack_blob, peek_header, unpack_blob
+from lmcache_kit.kv import pack_blob, peek_header, unpack_blob
+from lmcache_kit.testing.strategies import blob_headers, damaged_blobs
 
-layouts = st.builds(
-    KVLayout,
-    st.integers(1, 65_535),
-    st.integers(1, 65_535),
-    st.integers(1, 2000),
-    st.sampled_from(["bfloat16", "float16", "float32"]),
-    st.sampled_from([1, 2]),
-)
-keys = st.builds(
-    ChunkKey,
-    st.text("abcdefghijklmnopqrstuvwxyz0123456789-_", min_size=1, max_size=64),
-    st.integers(-(2**64), 2**64),
-)
-headers = st.builds(
-    BlobHeader,
-    st.text(st.characters(codec="utf-8"), min_size=1, max_size=60),
-    st.integers(0, 65_535),
-    layouts,
-    st.integers(0, 1000),
-    keys,
-)
+headers = blob_headers()
 
 
 @given(headers, st.binary(max_size=2000))
@@ -51,6 +32,12 @@ def test_no_change_of_any_bytes_goes_unnoticed(header, payload, data):
     if bad != good:
         with pytest.raises(BlobError):
             unpack_blob(bad)
+
+
+@given(damaged_blobs())
+def test_no_accident_goes_unnoticed(bad):
+    with pytest.raises(BlobError):
+        unpack_blob(bad)
 
 
 @settings(max_examples=300)
