@@ -79,7 +79,9 @@ class DeepRun:
                 while True:
                     once()
                     runs += 1
-                    if not cases or time.monotonic() - began >= budget:
+                    # What fails in a unittest class is kept there instead of raised.
+                    failed = bool(getattr(item, "_excinfo", None))
+                    if failed or not cases or time.monotonic() - began >= budget:
                         return
         finally:
             tried = {"cases": cases, "steps": self.steps.steps - steps, "runs": runs}
