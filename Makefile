@@ -9,7 +9,7 @@ OUT := out
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo install test test-deep test-gpu lint typecheck check bench clean
+.PHONY: demo install test test-deep coverage test-gpu lint typecheck check bench clean
 
 demo: $(INSTALLED)  ## install everything, run the quickstart, print its table
 	$(BIN)/lmcache-kit run scenarios/quickstart.yaml --output-dir $(OUT)/quickstart
@@ -36,6 +36,14 @@ LMCACHE_KIT_DEEP_MINUTES ?= 30
 test-deep: $(INSTALLED)  ## the property tests and the conformance suites for LMCACHE_KIT_DEEP_MINUTES (30)
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal --hypothesis-profile deep --timeout 0 \
 		--deep-minutes $(LMCACHE_KIT_DEEP_MINUTES) --deep-counts $(OUT)/deep.json tests/properties tests/conformance $(PYTEST_ARGS)
+
+# The processes that tests start are followed too. What is slow and adds nothing to these packages is left out.
+QUICK := $(addprefix tests/integration/,controller faults instance_store instance_worker live peer serve sim)
+coverage: $(INSTALLED)  ## branches of the controller, the instance, kv and the simulator that tests take: 95 % at least
+	rm -f .coverage .coverage.*
+	$(BIN)/python -m pytest --numprocesses 2 --cov --cov-report= --timeout 300 tests/unit tests/properties $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --cov --cov-append --cov-report= --timeout 300 $(QUICK) $(PYTEST_ARGS)
+	$(BIN)/python -m coverage report --fail-under 95
 
 # Compiling for a GPU takes some ten seconds a program.
 test-gpu: $(INSTALLED)  ## the kernels compiled for the GPU at hand, and cachegen on it
