@@ -37,7 +37,8 @@ class CompressionMethod(ABC):
     def decode(self, payload: memoryview, layout: KVLayout, num_tokens: int, version: int) -> KVTensor:
         """KV of ``num_tokens`` tokens from a payload that :meth:`encode` of ``version`` made.
 
-        Raises BlobError for a payload that cannot be decoded; never reads outside of it.
+        Raises BlobError for a payload that cannot be decoded, bytes that are missing or left over included; never
+        reads outside of it.
         """
 
 
@@ -46,7 +47,8 @@ class SupportsLayerwise(Protocol):
     """Optional: decode one layer after the other; loads then never hold a whole decoded chunk beside its place."""
 
     def decode_layers(self, payload: memoryview, layout: KVLayout, num_tokens: int, version: int) -> Iterator[KVTensor]:
-        """One tensor ``[1, P, T, H, D]`` per layer, in order."""
+        """One tensor ``[1, P, T, H, D]`` per layer, in order. Raises BlobError, at the latest behind the last layer,
+        where :meth:`CompressionMethod.decode` does."""
         ...
 
 

@@ -49,6 +49,15 @@ class DamagedPayloadTests(CompressionTestsBase):
 
         check()
 
+    def test_bytes_after_a_payload_are_refused(self, codec: Codec, small: KVTensor, payload: bytes) -> None:
+        @examples(20)
+        @given(st.binary(min_size=1, max_size=20))
+        def check(more: bytes) -> None:
+            found = self.outcome(codec, surrounded(payload + more, 0), small.layout, small.num_tokens)
+            assert found.kv is None, f"a payload and {len(more)} bytes that nobody encoded decode without a BlobError"
+
+        check()
+
     def test_a_damaged_payload_is_refused_or_stays_a_tensor(
         self, codec: Codec, small: KVTensor, payload: bytes, record_property: Callable[[str, object], None]
     ) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import os
 import re
+import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import ClassVar
@@ -171,6 +174,26 @@ class TraceReaderTests(PluginTests):
                 found = list(subject.read(path))
                 assert found == records, f"other records with lines that end in {end!r}, the last one in {last!r}"
 
+    def test_files_are_closed(
+        self, make: Callable[[], TraceReader], records: list[TraceRecord], sample: Path, tmp_path: Path
+    ) -> None:
+        bad = tmp_path / "bad"
+        bad.write_bytes(_GARBAGE[0])
+        reader = make()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", ResourceWarning)
+            before = _open_files()
+            for _ in range(5):
+                assert len(list(reader.read(Path(sample)))) == len(records)
+                refusal(lambda: list(reader.read(bad)), InvalidRequestError)
+            after = _open_files()
+            gc.collect()
+        left = [
+            str(each.message) for each in caught if str(sample) in str(each.message) or str(bad) in str(each.message)
+        ]
+        assert not left, f"a file is left to the garbage collector: {left[0]}"
+        assert after < before + 5, f"{after - before} more files are open after 10 readings"
+
     # -- what is refused -------------------------------------------------------------------------------------------
 
     def test_a_bad_line_is_refused_by_file_and_line(
@@ -232,6 +255,11 @@ class TraceReaderTests(PluginTests):
             assert replay(normalise(found, form), form.block_size).plain.requests == len(found)
 
         check()
+
+
+def _open_files() -> int:
+    """How many files this process has open; 0 where that cannot be told."""
+    return len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
 
 
 def _read_or_refusal(reader: TraceReader, path: Path, name: str) -> list[TraceRecord] | None:
