@@ -13,7 +13,6 @@ import re
 import shutil
 import subprocess
 import sys
-import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,12 +27,6 @@ pytest.importorskip("pip", reason="an environment is filled with pip")
 ROOT = Path(__file__).parents[3]
 LOCATION = "MyStorageBackend"
 SUITES = {"storage", "compression", "transport", "engine", "eviction", "placement", "trace"}
-# Of no use to an author: ours, what finds them in this environment, and pytest plugins that our own tests want.
-NOT_SHARED = re.compile(
-    r"lmcache.kit.*|_?_editable_.*|.*\.(pth|virtualenv)|__pycache__|(my|bare)[_-].*"
-    r"|(pytest_?asyncio|xdist|pytest_xdist|pytest_timeout|pytest_cov|schemathesis)(-.*|\.py)?",
-    re.IGNORECASE,
-)
 FEW_EXAMPLES = """
 from hypothesis import settings
 
@@ -71,18 +64,12 @@ class Environment:
 
 
 @pytest.fixture(scope="module")
-def environment(build: Any, tmp_path_factory: pytest.TempPathFactory) -> Environment:
+def environment(build: Any, third_party: Path, tmp_path_factory: pytest.TempPathFactory) -> Environment:
     """With the core, ``echo`` and a new plugin of each kind installed from their wheels."""
     folder = tmp_path_factory.mktemp("author")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", "env"], cwd=folder, check=True, timeout=100)
     [packages] = (folder / "env" / "lib").glob("python*/site-packages")
-    shared = folder / "third-party"
-    shared.mkdir()
-    for place in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}:
-        for each in Path(place).iterdir():
-            if NOT_SHARED.fullmatch(each.name) is None and not (shared / each.name).exists():
-                (shared / each.name).symlink_to(each)
-    (packages / "third-party.pth").write_text(f"{shared}\n")
+    (packages / "third-party.pth").write_text(f"{third_party}\n")
     (folder / "more").mkdir()
     (folder / "more" / "few_examples.py").write_text(FEW_EXAMPLES)
     made = Environment(folder)
