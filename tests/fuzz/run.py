@@ -1,5 +1,7 @@
 """Fuzz with coverage as the guide: ``python tests/fuzz/run.py --seconds 60 [TARGET...]``, one process per target.
 
+The target ``mixed`` is all of them in one process, for a short run.
+
 An input that a target does not survive is written to ``out/fuzz/crash-TARGET-...`` and ends the run with exit code 1.
 What was learnt is kept in ``out/fuzz/TARGET`` and goes on from there; ``--keep`` also takes what reaches new code
 into ``tests/fuzz/corpus``, which the ordinary tests play.
@@ -22,6 +24,18 @@ CORPUS = HERE / "corpus"
 MOST_SECONDS = 10  # for one input
 MOST_MEMORY = 512 * 2**20  # beyond what the imports took
 LARGEST_INPUT = 4096
+MOST_KEPT = 36_000  # bytes of a target's corpus
+# Whose coverage guides the search.
+MODULES = {
+    "messages": ["lmcache_kit.messages"],
+    "controller": ["lmcache_kit.messages", "lmcache_kit.controller", "lmcache_kit.kv"],
+    "blob": ["lmcache_kit.kv", "lmcache_kit.builtin.compression"],
+    "peer": ["lmcache_kit.instance.peer", "lmcache_kit.kv"],
+    "transport": ["lmcache_kit.builtin.transports"],
+    "cachegen": ["lmcache_kit_cachegen", "lmcache_kit_kernels.blocks"],
+    "traces": ["lmcache_kit.traces", "lmcache_kit.builtin.traces", "csv"],
+    "bodies": ["lmcache_kit.instance.http.schemas", "lmcache_kit.instance.faults"],
+}
 
 
 def main() -> int:
@@ -31,22 +45,22 @@ def main() -> int:
     parser.add_argument("--seconds", type=int, default=60, help="for each target")
     parser.add_argument("--output-dir", type=Path, default=Path("out/fuzz"), help="finds and crashes")
     parser.add_argument("--keep", action="store_true", help="take inputs that reach new code into tests/fuzz/corpus")
-    parser.add_argument("--one", help=argparse.SUPPRESS)  # this process fuzzes, the rest is libFuzzer's
-    known, rest = parser.parse_known_args()
-    if known.one is not None:
-        _fuzz(known.one, [str(each) for each in known.targets] + rest)
-    if rest:
-        parser.error(f"unknown arguments: {' '.join(rest)}")
+    known = parser.parse_args()
     from seeds import seeds
 
     made = seeds()
+    made["mixed"] = [
+        bytes([number]) + data
+        for number, name in enumerate(made)
+        for data in (*made[name], *(path.read_bytes() for path in sorted(CORPUS.glob(f"{name}/*"))))
+    ]
     failed = []
-    for name in known.targets or made:
+    for name in known.targets or MODULES:
         if name not in made:
             parser.error(f"unknown target {name!r}, known: {', '.join(made)}")
         if not _run(name, made[name], known.seconds, known.output_dir):
             failed.append(name)
-        elif known.keep:
+        elif known.keep and name in MODULES:
             _keep(name, known.output_dir)
     if failed:
         print(f"found something: {', '.join(failed)}; the inputs are in {known.output_dir}", file=sys.stderr)
@@ -64,6 +78,7 @@ def _run(name: str, seeds: list[bytes], seconds: int, output: Path) -> bool:
     print(f"{name}: {seconds} s", flush=True)
     return _engine(
         name,
+        output,
         f"-max_total_time={seconds}",
         f"-artifact_prefix={output}/crash-{name}-",
         f"-timeout={MOST_SECONDS}",
@@ -75,52 +90,46 @@ def _run(name: str, seeds: list[bytes], seconds: int, output: Path) -> bool:
 
 def _keep(name: str, output: Path) -> None:
     """libFuzzer's merge copies, of the finds, the smallest inputs that reach what the corpus does not reach."""
-    (CORPUS / name).mkdir(parents=True, exist_ok=True)
-    _engine(name, "-merge=1", "-verbosity=0", str(CORPUS / name), str(output / name))
+    folder = CORPUS / name
+    folder.mkdir(parents=True, exist_ok=True)
+    before = set(folder.iterdir())
+    if not _engine(name, output, "-merge=1", "-verbosity=0", str(folder), str(output / name)):
+        print(f"{name}: the finds were not merged", file=sys.stderr)
+    # The corpus is part of the repository: what does not fit is left where it was found.
+    kept = sorted(set(folder.iterdir()) - before, key=lambda path: path.stat().st_size)
+    room = MOST_KEPT - sum(path.stat().st_size for path in before)
+    for path in kept:
+        room -= path.stat().st_size
+        if room < 0:
+            path.unlink()
 
 
-def _engine(name: str, *arguments: str) -> bool:
-    command = [
-        sys.executable,
-        __file__,
-        "--one",
-        name,
-        "--",
-        *arguments,
-        f"-max_len={LARGEST_INPUT}",
-        "-rss_limit_mb=0",
-    ]
-    # Atheris finds the code of its callbacks by hashes of text at places; the seed makes runs with one -seed alike.
+def _engine(name: str, output: Path, *arguments: str) -> bool:
+    # libFuzzer starts itself again to merge, so it needs a program that is this one with its target.
+    program = output.resolve() / f"run-{name}"
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{HERE / "run.py"}" --one {name} "$0" "$@"\n')
+    program.chmod(0o755)
+    command = [str(program), *arguments, f"-max_len={LARGEST_INPUT}", "-rss_limit_mb=0"]
+    # Tuples of text hash differently in every process otherwise, and with them the counters of their comparisons.
     return subprocess.run(command, env={**os.environ, "PYTHONHASHSEED": "0"}, check=False).returncode == 0
 
 
 def _fuzz(name: str, arguments: list[str]) -> None:
     import atheris
 
-    modules = [
-        "lmcache_kit.messages",
-        "lmcache_kit.controller",
-        "lmcache_kit.kv",
-        "lmcache_kit.builtin.compression",
-        "lmcache_kit.builtin.transports",
-        "lmcache_kit.builtin.traces",
-        "lmcache_kit.traces",
-        "lmcache_kit.instance.peer",
-        "lmcache_kit.instance.http.schemas",
-        "lmcache_kit.instance.faults",
-        "lmcache_kit_cachegen",
-        "lmcache_kit_kernels.blocks",
-    ]
+    modules = MODULES.get(name) or sorted({module for each in MODULES.values() for module in each})
     with atheris.instrument_imports(include=modules):
         import targets
-    run = targets.TARGETS[name].run
+    run = targets.TARGETS.get(name, targets.mixed)
     # An allocation beyond the limit is a MemoryError, which no decoder may raise.
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MOST_MEMORY, resource.RLIM_INFINITY))
     with targets.main_guard():
-        atheris.Setup([sys.argv[0], *arguments], run)
+        atheris.Setup(arguments, run)
         atheris.Fuzz()
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["--one"]:  # this process fuzzes, the rest is libFuzzer's
+        _fuzz(sys.argv[2], sys.argv[3:])
     sys.exit(main())
