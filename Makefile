@@ -31,11 +31,12 @@ test: $(INSTALLED)  ## every test that needs no GPU
 	$(BIN)/python -m pytest tests plugins $(addprefix --ignore=,$(ALONE)) $(PYTEST_ARGS)
 
 # State machines and other properties, again and again with new random choices for about so many minutes. What each
-# of them tried is counted in $(OUT)/deep.json.
+# of them tried is counted in $(OUT)/deep.json. Plugins that are broken on purpose are left out.
+DEEP := tests/properties tests/conformance $(addprefix --ignore=tests/conformance/test_,mutants.py broken_cores.py)
 LMCACHE_KIT_DEEP_MINUTES ?= 30
 test-deep: $(INSTALLED)  ## the property tests and the conformance suites for LMCACHE_KIT_DEEP_MINUTES (30)
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal --hypothesis-profile deep --timeout 0 \
-		--deep-minutes $(LMCACHE_KIT_DEEP_MINUTES) --deep-counts $(OUT)/deep.json tests/properties tests/conformance $(PYTEST_ARGS)
+		--deep-minutes $(LMCACHE_KIT_DEEP_MINUTES) --deep-counts $(OUT)/deep.json $(DEEP) $(PYTEST_ARGS)
 
 # The processes that tests start are followed too. What is slow and adds nothing to these packages is left out.
 QUICK := $(addprefix tests/integration/,controller faults instance_store instance_worker live peer serve sim)
@@ -49,6 +50,10 @@ coverage: $(INSTALLED)  ## branches of the controller, the instance, kv and the 
 test-gpu: $(INSTALLED)  ## the kernels compiled for the GPU at hand, and cachegen on it
 	$(BIN)/python -m pytest kernels/tests -k "pallas and not interpret and not lower" --timeout 600 $(PYTEST_ARGS)
 	$(BIN)/python -m pytest plugins/cachegen/tests/test_gpu.py --timeout 600 $(PYTEST_ARGS)
+
+SECONDS := 60
+fuzz: $(INSTALLED)  ## search for bytes that a decoder does not survive, $(SECONDS) for each; finds go to $(OUT)/fuzz
+	$(BIN)/python tests/fuzz/run.py --seconds $(SECONDS) --output-dir $(OUT)/fuzz $(FUZZ_ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
