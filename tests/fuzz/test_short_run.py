@@ -34,3 +34,10 @@ def test_an_unknown_target_is_refused_by_name(tmp_path: Path) -> None:
     done = fuzz(tmp_path, "nothing", "--seconds", "1")
     assert done.returncode == 2
     assert "unknown target 'nothing'" in done.stderr
+
+
+def test_make_fuzz_runs_it() -> None:
+    root = RUN.parents[2]
+    command = ["make", "--dry-run", "fuzz", "SECONDS=7", "FUZZ_ARGS=blob --keep"]
+    said = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=60, check=True).stdout
+    assert "tests/fuzz/run.py --seconds 7 --output-dir out/fuzz blob --keep" in said
