@@ -56,8 +56,23 @@ def any_bits(
     """
     layout = draw(layouts(max_layers=2, max_heads=2, max_dim=5) if shapes is None else shapes)
     num_tokens = draw(st.integers(min_tokens, max_tokens))
-    size = layout.nbytes(num_tokens)
-    return KVTensor.from_bytes(draw(st.binary(min_size=size, max_size=size)), layout, num_tokens)
+    size, width = layout.nbytes(num_tokens), layout.np_dtype.itemsize
+    raw = bytearray(draw(st.binary(min_size=size, max_size=size)))
+    if raw and draw(st.booleans()):
+        # Of bytes drawn one by one, few are NaN or infinite.
+        places = st.integers(0, size // width - 1)
+        for place, value in draw(st.dictionaries(places, _special_bits(layout.dtype), max_size=4)).items():
+            raw[place * width : (place + 1) * width] = value.to_bytes(width, "little")
+    return KVTensor.from_bytes(bytes(raw), layout, num_tokens)
+
+
+def _special_bits(dtype: str) -> st.SearchStrategy[int]:
+    """Bit patterns: NaN of every payload and sign, both infinities, both zeros, subnormals."""
+    bits, mantissa = {"bfloat16": (16, 7), "float16": (16, 10), "float32": (32, 23)}[dtype]
+    sign, infinity = 1 << (bits - 1), (1 << (bits - 1)) - (1 << mantissa)
+    payload = st.integers(1, (1 << mantissa) - 1)
+    plain = st.sampled_from([infinity, 0]) | payload | payload.map(lambda low: infinity | low)
+    return st.builds(lambda value, negative: value | sign * negative, plain, st.booleans())
 
 
 @st.composite
