@@ -393,6 +393,7 @@ MUTANTS: tuple[Mutant, ...] = (
         KvOfThePromptOnly,
         "kv of output tokens never comes",
         "test_kv_is_there_when_it_is_promised_and_not_before",
+        errors="InvalidRequestError",
     ),
     _mutant(
         "kv_in_float32", KvInFloat32, "kv has another element type than info says", "test_kv_has_the_layout_of_info"
@@ -448,6 +449,7 @@ MUTANTS: tuple[Mutant, ...] = (
         ClosesOnce,
         "closing a closed sequence fails",
         "test_a_sequence_may_be_closed_at_any_time_and_twice",
+        errors="RuntimeError",
     ),
     _mutant(
         "changes_its_tokens",
@@ -473,6 +475,7 @@ MUTANTS: tuple[Mutant, ...] = (
         WrongLayout,
         "info counts another number of layers than kv has",
         "test_kv_has_the_layout_of_info",
+        errors="InvalidRequestError",
     ),
     _mutant(
         "small_vocabulary",

@@ -138,11 +138,7 @@ def _mutant(name: str, made: type[PlacementPolicy], wrong: str, *caught_by: str,
     return Mutant(record=record, wrong=wrong, caught_by=caught_by, errors=tuple(errors.split()))
 
 
-SOUND: tuple[Mutant, ...] = (
-    _mutant("sound_broadcast", Broadcast, "nothing"),
-    _mutant("sound_write_back", WriteBack, "nothing"),
-    _mutant("sound_demote", Demote, "nothing"),
-)
+SOUND: tuple[Mutant, ...] = (_mutant("sound_write_back", WriteBack, "nothing"),)
 
 _STORE = "test_a_store_goes_to_tiers_that_exist_each_once"
 _IDLE = "test_copies_made_later_go_to_tiers_that_exist_each_once"

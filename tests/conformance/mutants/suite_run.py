@@ -44,7 +44,7 @@ class Outcomes:
 
         hypothesis.settings.register_profile(
             "mutants",
-            max_examples=100,
+            max_examples=50,
             derandomize=True,
             database=None,
             deadline=None,
@@ -56,11 +56,15 @@ class Outcomes:
         # What a broken transport never does need not be waited for so long.
         from lmcache_kit.testing.suites import transport_site
 
-        transport_site.LONG = 3.0
+        transport_site.LONG = 2.5
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         if self._wanted is not None:
             items[:] = [item for item in items if self._test(item) in self._wanted.get(self._mutant(item), self._named)]
+
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        if self.rows.get(self._mutant(item), {}).get(self._test(item), [""])[0] == "failed":
+            pytest.skip("one failing case of a parametrised test is enough")
 
     def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> None:
         tests = self.rows.setdefault(self._mutant(item), {})
@@ -71,7 +75,7 @@ class Outcomes:
             return
         skipped = error.errisinstance(pytest.skip.Exception)
         outcome = "skipped" if skipped else "failed" if call.when == "call" else "error"
-        if tests.get(self._test(item), [""])[0] != "failed":  # one failing case of a parametrised test is enough
+        if tests.get(self._test(item), [""])[0] != "failed":
             text = next((line for line in str(error.value).splitlines() if line.strip()), "")
             tests[self._test(item)] = [outcome, self._types(error.value), text]
 

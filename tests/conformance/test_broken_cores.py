@@ -1,0 +1,89 @@
+"""The state machines catch what they are for: broken parts of the cache core and of the controller."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+HERE = Path(__file__).parent
+PROPERTIES = HERE.parent / "properties"
+
+sys.path.append(str(HERE))
+try:
+    CORES = importlib.import_module("mutants.cores")
+finally:
+    sys.path.remove(str(HERE))
+
+
+def own_copy(file: str) -> ModuleType:
+    """The module of a machine, loaded once more, so that what is put into it changes nothing elsewhere."""
+    path = PROPERTIES / file
+    spec = importlib.util.spec_from_file_location(f"mutated_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        del sys.modules[spec.name]
+    return module
+
+
+def run(machine: Any, *, examples: int) -> None:
+    """Without making a failing example smaller, which takes longer than finding it, and the same way every time."""
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=40,
+            deadline=None,
+            database=None,
+            derandomize=True,
+            print_blob=False,
+            report_multiple_bugs=False,
+            phases=[Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+
+
+def put_in(module: ModuleType, broken: Any) -> None:
+    for name, replacement in broken.replaces.items():
+        assert hasattr(module, name), f"{module.__name__} does not use {name}"
+        setattr(module, name, replacement)
+
+
+@pytest.mark.parametrize("broken", CORES.CACHES, ids=lambda broken: broken.name)
+def test_the_machine_of_the_cache_core_catches(broken: Any) -> None:
+    module = own_copy("instance_store/test_core_machine.py")
+    put_in(module, broken)
+    with pytest.raises(Exception):  # noqa: B017, PT011  (an assertion of the machine or of the core, or a lost object)
+        run(module.CoreMachine, examples=1500)
+
+
+@pytest.mark.parametrize("broken", CORES.CONTROLLERS, ids=lambda broken: broken.name)
+def test_the_machine_of_the_controller_catches(broken: Any) -> None:
+    module = own_copy("controller/test_index_machine.py")
+    put_in(module, broken)
+    with pytest.raises(Exception):  # noqa: B017, PT011
+        run(module.ControllerMachine, examples=1500)
+
+
+@pytest.mark.parametrize(
+    ("file", "machine"),
+    [
+        ("instance_store/test_core_machine.py", "CoreMachine"),
+        ("controller/test_index_machine.py", "ControllerMachine"),
+    ],
+)
+def test_what_was_broken_passes_as_it_is(file: str, machine: str) -> None:
+    run(getattr(own_copy(file), machine), examples=20)
