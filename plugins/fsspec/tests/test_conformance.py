@@ -16,6 +16,11 @@ class TestSharedFolder(StorageBackendTests):
     def options(self, tmp_path):
         return {"url": f"file://{tmp_path}/store"}
 
+    @pytest.fixture
+    def unreachable(self, tmp_path):
+        (tmp_path / "a file").write_bytes(b"")
+        return {"url": f"file://{tmp_path}/a file/store"}
+
 
 class TestPrivateFolder(TestSharedFolder):
     @pytest.fixture
