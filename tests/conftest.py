@@ -20,8 +20,8 @@ from hypothesis.stateful import RuleBasedStateMachine
 from hypothesis.statistics import collector
 
 settings.register_profile("ci", deadline=None)
-# Suites for plugins run once, whatever the time, since their fixtures are made for one run; they try more by themselves.
-settings.register_profile("deep", parent=settings.get_profile("ci"), max_examples=300, print_blob=True)
+# Suites for plugins run once, whatever the time, since their fixtures are made for one run; they try more in it.
+settings.register_profile("deep", parent=settings.get_profile("ci"), max_examples=200, print_blob=True)
 settings.load_profile("ci")
 
 MACHINE_SHARE = 6
