@@ -6,10 +6,11 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 from lmcache_kit.errors import ConfigError
 
-__all__ = ["Credentials"]
+__all__ = ["Credentials", "refuse_credentials"]
 
 _SECRET = re.compile(
     r"(secret|passw|passphrase|token|credential|connection_string|sas|account_key|private_key|access_key)|^key$",
@@ -20,20 +21,28 @@ _HARMLESS = {"anon", "google_default", "cloud", "cache", "browser", ""}
 _USER = re.compile(r"(?<=//)[^/@\s]+@")
 
 
+def refuse_credentials(url: str, storage_options: Mapping[str, Any]) -> None:
+    """Raise ConfigError for a credential in a url or among storage options: both are copied into a run's reports."""
+    if urlsplit(url).password is not None:
+        raise ConfigError(
+            "the url holds a password, and urls are copied into reports",
+            hint="put it into an environment variable and name that in secrets: {password: MY_VARIABLE}",
+        )
+    for path, value in _leaves(storage_options):
+        if _SECRET.search(path.rpartition(".")[2]) and isinstance(value, str) and value not in _HARMLESS:
+            raise ConfigError(
+                f"storage_options.{path} looks like a credential, and options are copied into reports",
+                hint=f"put it into an environment variable and name that in secrets: {{{path}: MY_VARIABLE}}",
+            )
+
+
 class Credentials:
     """A file system's arguments: ``storage_options`` and what ``secrets`` says to take from the environment.
 
-    Raises ConfigError for a credential among the storage options, since a run's options are copied into its reports,
-    and for a variable that is not set.
+    Raises ConfigError for a variable that is not set.
     """
 
-    def __init__(self, url: str, storage_options: Mapping[str, Any], secrets: Mapping[str, str]) -> None:
-        for path, value in _leaves(storage_options):
-            if _SECRET.search(path.rpartition(".")[2]) and isinstance(value, str) and value not in _HARMLESS:
-                raise ConfigError(
-                    f"storage_options.{path} looks like a credential, and options are copied into reports",
-                    hint=f"put it into an environment variable and name that in secrets: {{{path}: MY_VARIABLE}}",
-                )
+    def __init__(self, storage_options: Mapping[str, Any], secrets: Mapping[str, str]) -> None:
         self.arguments: dict[str, Any] = _copy(storage_options)
         self._hidden: list[str] = []
         for path, variable in secrets.items():

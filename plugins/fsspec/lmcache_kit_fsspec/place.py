@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 from fsspec import get_filesystem_class
 from fsspec.registry import known_implementations
@@ -64,11 +63,6 @@ class Place:
             raise ConfigError("a chain of protocols is not supported", hint="give the url of the store itself")
         if found := sorted(set(url) & set("*?[]#")):
             raise ConfigError(f"the url may not hold {' '.join(found)}", hint="fsspec takes them for patterns")
-        if urlsplit(url).password is not None:
-            raise ConfigError(
-                "the url holds a password, and urls are copied into reports",
-                hint="put it into an environment variable and name that in secrets: {password: MY_VARIABLE}",
-            )
         if protocol in ("file", "local") and not rest.startswith(("/", "~")):
             raise ConfigError("the folder of the url is not absolute", hint="write it like file:///folder")
         filesystem = _filesystem_class(protocol)

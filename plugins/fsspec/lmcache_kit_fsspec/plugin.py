@@ -13,6 +13,7 @@ from lmcache_kit.contracts.records import Options, StoragePlugin
 from lmcache_kit.contracts.storage import StorageBackend, StorageContext
 from lmcache_kit.errors import ConfigError
 from lmcache_kit.hookspecs import hookimpl
+from lmcache_kit_fsspec.credentials import refuse_credentials
 
 __all__ = ["FsspecOptions", "MemoryOptions", "lmcache_kit_storage_backends"]
 
@@ -41,6 +42,10 @@ class FsspecOptions(Options, frozen=True):
     replace: Literal["auto", "put", "rename"] = "auto"
     timeout: Seconds = 30.0
     pause: Annotated[float, Meta(ge=0)] = 5.0
+
+    def __post_init__(self) -> None:
+        # As early as this: a scenario is checked before any of it is written anywhere.
+        refuse_credentials(self.url, self.storage_options)
 
 
 class MemoryOptions(Options, frozen=True):
@@ -71,7 +76,7 @@ def _lasting(options: FsspecOptions, below: str) -> StorageBackend:
     if options.url.startswith("memory:"):
         # What is declared must be true: contents would neither outlive the process nor be seen by other instances.
         raise ConfigError("memory:// is gone when the process ends", hint="use the storage plugin fsspec_memory")
-    credentials = Credentials(options.url, options.storage_options, options.secrets)
+    credentials = Credentials(options.storage_options, options.secrets)
     place = Place.of(options.url, below=below, replace=options.replace)
     return FsspecBackend(place, credentials, timeout=options.timeout, pause=options.pause)
 
@@ -85,7 +90,7 @@ def _memory(options: Options, context: StorageContext) -> StorageBackend:
     if not options.url.startswith("memory://"):
         raise ConfigError("fsspec_memory takes memory:// urls only", hint="use the storage plugin fsspec")
     place = Place.of(options.url, below=_folder_of(context))
-    return FsspecBackend(place, Credentials(options.url, {}, {}))
+    return FsspecBackend(place, Credentials({}, {}))
 
 
 def _folder_of(context: StorageContext) -> str:

@@ -20,9 +20,7 @@ from lmcache_kit.errors import CapacityError, UnavailableError
 
 def brittle(*, pause: float = 0.0, timeout: float | None = None, clock: ManualClock | None = None) -> FsspecBackend:
     place = Place.of("brittle://bucket/pre", replace="put")
-    return FsspecBackend(
-        place, Credentials(place.url, {}, {}), timeout=timeout, pause=pause, clock=clock or ManualClock()
-    )
+    return FsspecBackend(place, Credentials({}, {}), timeout=timeout, pause=pause, clock=clock or ManualClock())
 
 
 # --- a folder ---------------------------------------------------------------------------------------------------------
@@ -221,7 +219,7 @@ def test_health_asks_while_the_store_rests_and_ends_the_rest(store):
 
 
 def test_a_missing_bucket_is_not_an_empty_store(store):
-    backend = FsspecBackend(Place.of("brittle://nobucket/pre", replace="put"), Credentials("", {}, {}))
+    backend = FsspecBackend(Place.of("brittle://nobucket/pre", replace="put"), Credentials({}, {}))
     with pytest.raises(UnavailableError, match="nobucket"):
         list(backend.entries())
     with pytest.raises(UnavailableError, match="cannot reach"):
@@ -232,7 +230,7 @@ def test_a_missing_bucket_is_not_an_empty_store(store):
 def test_errors_do_not_show_credentials(store, monkeypatch):
     monkeypatch.setenv("MY_SECRET", "hunter2")
     place = Place.of("brittle://bucket/pre", replace="put")
-    backend = FsspecBackend(place, Credentials(place.url, {}, {"secret": "MY_SECRET"}))
+    backend = FsspecBackend(place, Credentials({}, {"secret": "MY_SECRET"}))
     store.failure = ConnectionError("signed with hunter2 at http://me:pw@proxy/")
     with pytest.raises(UnavailableError) as caught:
         backend.get("a")

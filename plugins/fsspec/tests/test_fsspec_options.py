@@ -10,6 +10,7 @@ from lmcache_kit_fsspec import FsspecOptions, lmcache_kit_storage_backends
 from lmcache_kit_fsspec.credentials import Credentials
 from lmcache_kit_fsspec.place import Place
 
+from lmcache_kit.cli import main
 from lmcache_kit.errors import ConfigError
 from lmcache_kit.plugins import PluginRegistry
 
@@ -112,7 +113,7 @@ def test_the_defaults_of_one_record_do_not_leak_into_the_next():
 )
 def test_credentials_among_the_options_are_refused(options):
     with pytest.raises(ConfigError, match="looks like a credential") as caught:
-        Credentials("s3://b", options, {})
+        FsspecOptions(url="s3://b", storage_options=options)
     assert "secrets: {" in caught.value.hint
 
 
@@ -121,14 +122,14 @@ def test_credentials_among_the_options_are_refused(options):
     [{"token": "anon"}, {"token": None}, {"key_filename": "/home/me/id"}, {"endpoint_url": "http://h"}, {"anon": True}],
 )
 def test_what_only_says_where_credentials_are_is_taken(options):
-    assert Credentials("s3://b", options, {}).arguments == options
+    assert FsspecOptions(url="s3://b", storage_options=options).storage_options == options
 
 
 def test_secrets_come_from_the_environment_into_copies(monkeypatch):
     monkeypatch.setenv("MY_SECRET", "hunter2")
     monkeypatch.setenv("MY_KEY", "hunter2-and-more")
     options = {"client_kwargs": {"region_name": "r"}}
-    found = Credentials("s3://b", options, {"client_kwargs.secret": "MY_SECRET", "key": "MY_KEY"})
+    found = Credentials(options, {"client_kwargs.secret": "MY_SECRET", "key": "MY_KEY"})
     assert found.arguments == {
         "client_kwargs": {"region_name": "r", "secret": "hunter2"},
         "key": "hunter2-and-more",
@@ -138,16 +139,27 @@ def test_secrets_come_from_the_environment_into_copies(monkeypatch):
     assert found.hide("hunter2-and-more, hunter2; http://me:x@host/") == "***, ***; http://***@host/"
 
 
+def test_a_scenario_with_a_credential_is_refused_before_anything_is_written(tmp_path, capsys):
+    tier = "instance_defaults.tiers.1"
+    values = {"kind": "fsspec", "options.url": "s3://b", "options.storage_options.secret": "hunter2"}
+    settings = [part for key, value in values.items() for part in ("--set", f"{tier}.{key}={value}")]
+    assert main(["run", "synthetic", "--output-dir", str(tmp_path / "out"), *settings]) == 2
+    shown = capsys.readouterr()
+    assert "tiers.1: storage_options.secret looks like a credential" in shown.err
+    assert "hunter2" not in shown.out + shown.err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_variable_that_is_not_set_is_named(monkeypatch):
     monkeypatch.delenv("NO_SUCH_VARIABLE", raising=False)
     with pytest.raises(ConfigError, match="NO_SUCH_VARIABLE is not set"):
-        Credentials("s3://b", {}, {"key": "NO_SUCH_VARIABLE"})
+        Credentials({}, {"key": "NO_SUCH_VARIABLE"})
 
 
 def test_a_secret_inside_something_else_than_a_mapping_is_refused(monkeypatch):
     monkeypatch.setenv("MY_SECRET", "hunter2")
     with pytest.raises(ConfigError, match=r"storage_options\.a is not a mapping"):
-        Credentials("s3://b", {"a": 1}, {"a.b": "MY_SECRET"})
+        Credentials({"a": 1}, {"a.b": "MY_SECRET"})
 
 
 def test_arguments_that_the_file_system_does_not_know_are_a_configuration_error(make, store):
