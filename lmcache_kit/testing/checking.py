@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -15,7 +15,9 @@ from lmcache_kit.plugins import PluginRegistry
 from lmcache_kit.testing.comparison import Comparison, compare
 from lmcache_kit.testing.results import CheckResult
 from lmcache_kit.testing.running import NOT_TRIED, run_suite
-from lmcache_kit.testing.suites.base import PluginTests
+
+if TYPE_CHECKING:
+    from lmcache_kit.testing.suites.base import PluginTests
 
 __all__ = ["SUITES", "CheckReport", "check_plugin", "suite_of"]
 
@@ -103,7 +105,7 @@ def check_plugin(
     fixtures: dict[str, Any] = {"plugin": record, "options": values}
     if sample is not None:
         fixtures["sample"] = sample
-    run = run_suite(suite_of(record.kind), fixtures=fixtures, examples=QUICK_EXAMPLES if quick else USUAL_EXAMPLES)
+    run = run_suite(SUITES[record.kind], fixtures=fixtures, examples=QUICK_EXAMPLES if quick else USUAL_EXAMPLES)
     report = msgspec.structs.replace(report, abilities=run.abilities, results=_once(run.results))
     usable = made is not None and not any(_is_unusable(result) for result in run.results)
     if quick or not usable or report.failed:

@@ -6,15 +6,16 @@ and what the plugin under test prints is swallowed.
 
 from __future__ import annotations
 
+import importlib
 import os
 import secrets
 import sys
 import tempfile
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
@@ -24,7 +25,9 @@ from lmcache_kit.errors import LMCacheKitError
 from lmcache_kit.testing import pytest_plugin
 from lmcache_kit.testing.effort import EXAMPLES
 from lmcache_kit.testing.results import CheckResult
-from lmcache_kit.testing.suites.base import PluginTests
+
+if TYPE_CHECKING:
+    from lmcache_kit.testing.suites.base import PluginTests
 
 __all__ = ["NOT_TRIED", "SuiteRun", "current_suite", "describe", "run_suite"]
 
@@ -51,16 +54,16 @@ class SuiteRun(msgspec.Struct, frozen=True):
     abilities: list[str]
 
 
-_current: ContextVar[type[PluginTests]] = ContextVar("_current")
+_current: ContextVar[Callable[[], type[PluginTests]]] = ContextVar("_current")
 
 
 def current_suite() -> type[PluginTests]:
     """The test class of the run at hand; what pytest collects asks for it."""
-    return _current.get()
+    return _current.get()()
 
 
 def run_suite(
-    suite: type[PluginTests],
+    suite: type[PluginTests] | str,
     *,
     fixtures: Mapping[str, Any] | None = None,
     examples: int = 100,
@@ -69,7 +72,8 @@ def run_suite(
     """Run a suite, and say how each of its tests ended, in their order.
 
     Args:
-        suite: the suite, or a test class made of it.
+        suite: the suite, or a test class made of it, or ``MODULE.CLASS`` below ``lmcache_kit.testing.suites``: a suite
+            that pytest imports first tells what was compared where an assertion fails.
         fixtures: values of the suite's fixtures: ``plugin``, ``options`` and so on; those of ``suite`` for others.
         examples: how much is tried; 100 is what hypothesis's default profile tries.
         only: names of tests; all when empty.
@@ -84,7 +88,7 @@ def run_suite(
         module = folder / f"test_{secrets.token_hex(8)}.py"
         module.write_text(_MODULE)
         (folder / "pytest.ini").write_text(_SETTINGS)
-        current = _current.set(type("TestPlugin", (suite,), members))
+        current = _current.set(lambda: type("TestPlugin", (_class_of(suite),), members))
         effort = EXAMPLES.set(examples)
         try:
             with _alone(folder):
@@ -105,6 +109,14 @@ def run_suite(
     if outcomes.broken or code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
         raise LMCacheKitError(f"the suite could not be run: {outcomes.broken or code!r}")
     return SuiteRun(list(outcomes.found.values()), sorted(outcomes.abilities))
+
+
+def _class_of(suite: type[PluginTests] | str) -> type[PluginTests]:
+    if not isinstance(suite, str):
+        return suite
+    module, name = suite.split(".")
+    found: type[PluginTests] = getattr(importlib.import_module(f"lmcache_kit.testing.suites.{module}"), name)
+    return found
 
 
 def _fixture(value: Any) -> Any:
@@ -136,6 +148,11 @@ class _Outcomes:
         self.found: dict[str, CheckResult] = {}
         self.abilities: set[str] = set()
         self.broken = ""
+
+    @pytest.hookimpl
+    def pytest_configure(self) -> None:
+        # Once more: when the plugin's module was imported, no pytest was there yet.
+        pytest.register_assert_rewrite(*pytest_plugin.REWRITTEN)
 
     @pytest.hookimpl
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:

@@ -40,7 +40,8 @@ def test_several_options_with_types(capsys) -> None:
     assert all(result["outcome"] != "failed" for result in report["results"])
 
 
-def test_a_plugin_that_fails_is_exit_code_1(capsys, tmp_path, monkeypatch) -> None:
+@pytest.mark.parametrize("optimised", ["", "1"])
+def test_a_plugin_that_fails_is_exit_code_1_and_says_what_differs(tmp_path, optimised: str) -> None:
     (tmp_path / "forgets_all.py").write_text("""if True:
         from lmcache_kit.builtin.storage.memory import MemoryBackend
         from lmcache_kit.contracts import StoragePlugin
@@ -50,6 +51,9 @@ def test_a_plugin_that_fails_is_exit_code_1(capsys, tmp_path, monkeypatch) -> No
             def put(self, name, blob):
                 print("to stdout")
 
+            def get(self, name):
+                return b"?"
+
         @hookimpl
         def lmcache_kit_storage_backends():
             yield StoragePlugin(
@@ -57,14 +61,15 @@ def test_a_plugin_that_fails_is_exit_code_1(capsys, tmp_path, monkeypatch) -> No
             )
     """)
     done = subprocess.run(
-        [sys.executable, "-m", "lmcache_kit", "-p", "forgets_all", "plugins", "check", "forgets_all"],
-        env={"PYTHONPATH": str(tmp_path), "PATH": ""},
+        [sys.executable, "-m", "lmcache_kit", "-p", "forgets_all", "plugins", "check", "forgets_all", "--quick"],
+        env={"PYTHONPATH": str(tmp_path), "PATH": "", "PYTHONOPTIMIZE": optimised},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 1, done.stderr
     assert "what was put comes back" in done.stdout
+    assert "assert b'?' is None" in done.stdout
     assert "to stdout" not in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
 
