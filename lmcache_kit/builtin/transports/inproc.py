@@ -42,7 +42,7 @@ class InprocListener(Listener):
         self._limit = limit
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[list[Buffer]]] = set()
-        self._closed = False
+        self._closing: asyncio.Task[None] | None = None
 
     @property
     def address(self) -> str:
@@ -54,7 +54,7 @@ class InprocListener(Listener):
 
     async def handle(self, frames: list[Buffer]) -> list[Buffer]:
         """Answer one request in a task of its own, so that a caller that gives up does not cut it short."""
-        if self._closed:
+        if self._closing is not None:
             raise UnavailableError(f"{self._address} was closed")
         task = self._loop.create_task(self._answer(frames))
         self._tasks.add(task)
@@ -80,9 +80,12 @@ class InprocListener(Listener):
             task.exception()  # seen, although the caller may have given up
 
     async def close(self) -> None:
-        if self._closed:
-            return
-        self._closed = True
+        if self._closing is None:
+            # In a task of its own: a handler that closes its listener is one of those that are waited for.
+            self._closing = self._loop.create_task(self._close())
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
         with _lock:
             if _listeners.get(self._address) is self:
                 del _listeners[self._address]

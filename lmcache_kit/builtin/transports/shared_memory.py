@@ -143,7 +143,7 @@ class ShmListener(Listener):
             raise
         self._packer = _Packer(self._folder, options)
         self._sweeper = asyncio.get_running_loop().create_task(self._sweep())
-        self._closed = False
+        self._closing: asyncio.Task[None] | None = None
 
     @property
     def address(self) -> str:
@@ -172,10 +172,12 @@ class ShmListener(Listener):
         self._folder.close()
 
     async def close(self) -> None:
-        if self._closed:
-            await self._inner.close()
-            return
-        self._closed = True
+        if self._closing is None:
+            # In a task of its own: whoever gives up waiting, or is a handler that this cancels, leaves no lock behind.
+            self._closing = asyncio.get_running_loop().create_task(self._close())
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
         self._sweeper.cancel()
         await asyncio.gather(self._sweeper, return_exceptions=True)
         await self._inner.close()

@@ -94,7 +94,7 @@ class EvictionPolicyTests(PluginTests):
     def subject(self, make_policy: MakePolicy) -> Any:
         return make_policy(_CAPACITY)
 
-    @pytest.mark.parametrize("capacity", [_CAPACITY, 0, None])
+    @pytest.mark.parametrize("capacity", [_CAPACITY, 0, None], ids=["bounded", "without room", "unbounded"])
     def test_a_new_policy_has_no_victims(self, make_policy: MakePolicy, capacity: int | None) -> None:
         assert list(make_policy(capacity).victims()) == []
 

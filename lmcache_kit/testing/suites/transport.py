@@ -102,7 +102,7 @@ class TransportTests(TransportProcessTests, TransportEndTests, PluginTests):
 
         check()
 
-    @pytest.mark.parametrize("size", [_MIB, 4 * _MIB, 16 * _MIB])
+    @pytest.mark.parametrize("size", [_MIB, 4 * _MIB, 16 * _MIB], ids=["1 MiB", "4 MiB", "16 MiB"])
     def test_large_frames_arrive_whole(self, site: Site, size: int) -> None:
         block = os.urandom(_MIB)
         data = b"".join(number.to_bytes(4, "little") + block[4:] for number in range(size // _MIB))
@@ -241,6 +241,16 @@ class TransportTests(TransportProcessTests, TransportEndTests, PluginTests):
 
         site.run(scenario())
 
+    @pytest.mark.parametrize("timeout", [0.0, -1.0], ids=["no time", "less than none"])
+    def test_a_request_whose_time_is_up_ends_at_once(self, site: Site, timeout: float) -> None:
+        async def scenario() -> None:
+            _, channel = await site.pair(reverse)
+            for frames in ([b"hang"], [b"hang", bytes(200_000)]):
+                await gives_up(channel.request(frames, timeout=timeout), f"a request with {timeout:g} s left")
+            assert plain(await channel.request([b"on"], timeout=LONG)) == [b"on"], "the channel is spoilt"
+
+        site.run(scenario())
+
     def test_each_request_reaches_the_handler_once(self, site: Site) -> None:
         seen: list[bytes] = []
 
@@ -337,7 +347,7 @@ class TransportTests(TransportProcessTests, TransportEndTests, PluginTests):
 
     # -- buffers ------------------------------------------------------------------------------------------------------
 
-    @pytest.mark.parametrize("size", [10, 200_000])
+    @pytest.mark.parametrize("size", [10, 200_000], ids=["10 bytes", "200 kB"])
     def test_neither_side_can_write_into_the_buffers_of_the_other(self, site: Site, size: int) -> None:
         def deface(frame: Buffer) -> None:
             view = memoryview(frame)
@@ -360,7 +370,7 @@ class TransportTests(TransportProcessTests, TransportEndTests, PluginTests):
 
         site.run(scenario())
 
-    @pytest.mark.parametrize("size", [10, 200_000])
+    @pytest.mark.parametrize("size", [10, 200_000], ids=["10 bytes", "200 kB"])
     def test_buffers_may_be_used_again_once_the_answer_is_there(
         self, site: Site, record: TransportPlugin, size: int
     ) -> None:

@@ -303,6 +303,16 @@ async def test_an_address_is_free_again_as_soon_as_its_listener_is_closed(case):
         listener = await case.listen(echo, listener.address)
 
 
+async def test_a_listener_whose_closing_was_given_up_is_closed_all_the_same(case):
+    listener = await case.listen(echo)
+    closing = asyncio.create_task(listener.close())
+    await asyncio.sleep(0)
+    closing.cancel()
+    await asyncio.gather(closing, return_exceptions=True)
+    await listener.close()
+    await case.listen(echo, listener.address)
+
+
 async def test_closing_twice_does_nothing_more(case):
     listener, channel = await case.pair(echo)
     await channel.request([b"x"], timeout=LONG)
