@@ -134,20 +134,6 @@ class TransportEndTests:
 
         site.run(scenario())
 
-    def test_a_handler_may_close_its_own_listener(self, site: Site) -> None:
-        async def scenario() -> None:
-            async def handler(frames: Sequence[Buffer]) -> Sequence[Buffer]:
-                await listener.close()
-                return frames
-
-            listener, channel = await site.pair(handler)
-            ended = await outcome(channel.request([b"stop"], timeout=LONG / 2), "a request to stop listening")
-            assert ended == [b"stop"] or isinstance(ended, UnavailableError), f"it ends with {ended!r:.200}"
-            await within(LONG, listener.close(), "closing the listener")
-            await site.listen(reverse, listener.address)
-
-        site.run(scenario())
-
     def test_closing_a_channel_ends_its_requests_in_flight_at_once(self, site: Site) -> None:
         async def scenario() -> None:
             _, channel = await site.pair(reverse)

@@ -303,6 +303,18 @@ async def test_an_address_is_free_again_as_soon_as_its_listener_is_closed(case):
         listener = await case.listen(echo, listener.address)
 
 
+async def test_a_handler_may_close_its_own_listener(case):
+    async def handler(frames):
+        await listener.close()
+        return frames
+
+    listener, channel = await case.pair(handler)
+    with pytest.raises(UnavailableError, match="closed"):
+        await channel.request([b"stop"], timeout=LONG)
+    await listener.close()
+    await case.listen(echo, listener.address)
+
+
 async def test_a_listener_whose_closing_was_given_up_is_closed_all_the_same(case):
     listener = await case.listen(echo)
     closing = asyncio.create_task(listener.close())
