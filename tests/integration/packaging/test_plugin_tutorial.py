@@ -100,7 +100,7 @@ def test_every_block_runs(session: list[str]) -> None:
 
 
 def test_the_suite_passes_and_then_notices_what_was_broken(session: list[str]) -> None:
-    assert re.search(r"\d+ passed, \d+ skipped", printed(session, "pytest\n"))
+    assert re.search(r"\d+ passed, \d+ skipped", printed(session, "\npytest\n"))
     check = printed(session, "plugins check echo\n")
     assert ", 0 failed" in check
     assert "zstd" in check, "it is compared with the built-in methods"
