@@ -503,7 +503,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "layers_of_the_damaged",
         LayersTrustTheFirst,
         "decode_layers makes zeros of a damaged payload",
-        "test_layers_of_a_damaged_payload_are_refused_or_stay_tensors",
+        "test_layers_of_a_damaged_payload_are_refused_where_the_whole_is",
     ),
     _mutant("salted", Salted, "the same KV gives other bytes every time", "test_the_same_kv_gives_the_same_bytes"),
     _mutant(
@@ -531,7 +531,12 @@ MUTANTS: tuple[Mutant, ...] = (
         "a truncated payload decodes, with zeros at the end",
         "test_a_truncated_payload_is_refused",
     ),
-    _mutant("ignores_what_follows", IgnoresWhatFollows, "bytes after the payload are not noticed"),
+    _mutant(
+        "ignores_what_follows",
+        IgnoresWhatFollows,
+        "bytes after the payload are not noticed",
+        "test_bytes_after_a_payload_are_refused",
+    ),
     _mutant(
         "damage_is_a_struct_error",
         DamageIsAStructError,

@@ -144,21 +144,6 @@ class EvictsThePinned(TierState):
         return entry.state in (EntryState.READY, EntryState.DOUBTFUL) and entry.readers == 0 and not entry.foreign
 
 
-class EvictsTheForeign(TierState):
-    """Takes bytes of other instances for its own."""
-
-    def evictable(self, entry):
-        foreign, entry.foreign = entry.foreign, False
-        try:
-            return super().evictable(entry)
-        finally:
-            entry.foreign = foreign
-
-    def choose_victims(self, protect):
-        found = super().choose_victims(protect)
-        return found + [entry for entry in self.entries.values() if entry.foreign and self.evictable(entry)][:1]
-
-
 class EvictsTheProtected(TierState):
     def choose_victims(self, protect):
         return super().choose_victims(frozenset())
@@ -191,7 +176,6 @@ CACHES = (
     _cache("unpins_for_all", UnpinsForAll, "one owner's unpin ends all pins"),
     _cache("loses_a_pin", LosesAPin, "a pin of an object that is being rewritten is lost"),
     _cache("evicts_the_pinned", EvictsThePinned, "a pinned object is evicted"),
-    _cache("evicts_the_foreign", EvictsTheForeign, "another instance's object is evicted for room"),
     _cache("evicts_the_protected", EvictsTheProtected, "a chunk of the request at work is evicted for another of it"),
     _cache("long_pins", LongPins, "a pin outlives its time"),
 )
@@ -220,7 +204,7 @@ class SweepsOneTooMany(ChunkIndex):
     """Sweeping clears whole masks."""
 
     def _clear(self, bit, key):
-        del self.masks[key]
+        self.masks.pop(key, None)
 
     def evict(self, bit, key):
         self.change(bit, [])

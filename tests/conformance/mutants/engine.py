@@ -484,7 +484,12 @@ MUTANTS: tuple[Mutant, ...] = (
         "test_any_text_becomes_tokens_of_the_vocabulary",
     ),
     _mutant("loses_the_last_word", LosesTheLastWord, "text loses its end", "test_words_survive_tokenizing"),
-    _mutant("always_special", AlwaysSpecial, "add_special_tokens=False adds them"),
+    _mutant(
+        "always_special",
+        AlwaysSpecial,
+        "add_special_tokens=False adds them",
+        "test_special_tokens_are_added_and_left_out_as_asked",
+    ),
     _mutant(
         "shows_special",
         ShowsSpecial,

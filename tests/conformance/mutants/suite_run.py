@@ -44,7 +44,7 @@ class Outcomes:
 
         hypothesis.settings.register_profile(
             "mutants",
-            max_examples=50,
+            max_examples=100,
             derandomize=True,
             database=None,
             deadline=None,

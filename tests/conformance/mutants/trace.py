@@ -365,5 +365,5 @@ MUTANTS: tuple[Mutant, ...] = (
         "test_line_ends_do_not_matter",
         errors="InvalidRequestError",
     ),
-    _mutant("leaves_the_file_open", LeavesTheFileOpen, "every read leaves a file open"),
+    _mutant("leaves_the_file_open", LeavesTheFileOpen, "every read leaves a file open", "test_files_are_closed"),
 )

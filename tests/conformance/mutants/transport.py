@@ -516,6 +516,7 @@ MUTANTS: tuple[Mutant, ...] = (
         AnswersOutOfOrder,
         "the first answer goes to the oldest request",
         "test_each_of_many_requests_in_flight_gets_its_own_answer",
+        errors="UnavailableError",
     ),
     _mutant(
         "late_answers",
@@ -586,7 +587,12 @@ MUTANTS: tuple[Mutant, ...] = (
         "a deadline is a TimeoutError",
         "test_no_answer_in_time_is_an_unavailable_error",
     ),
-    _mutant("patient", Patient, "waits ten times as long as it was told to"),
+    _mutant(
+        "patient",
+        Patient,
+        "waits ten times as long as it was told to",
+        "test_a_request_ends_at_its_timeout_and_not_later",
+    ),
     _mutant(
         "drops_empty_frames",
         DropsEmptyFrames,
@@ -616,7 +622,9 @@ MUTANTS: tuple[Mutant, ...] = (
         "test_a_listener_that_comes_back_is_found_again",
         errors="ConfigError",
     ),
-    _mutant("asks_twice", AsksTwice, "every request reaches the handler twice"),
+    _mutant(
+        "asks_twice", AsksTwice, "every request reaches the handler twice", "test_each_request_reaches_the_handler_once"
+    ),
     _mutant(
         "never_reconnects",
         NeverReconnects,
