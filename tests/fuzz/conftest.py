@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -37,8 +39,15 @@ def seeds(fuzz: ModuleType) -> dict[str, list[bytes]]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def loop_is_closed() -> object:
-    """The loop that the targets share is made at its first use."""
+def nothing_is_left() -> Iterator[None]:
+    """The loop and the files that the targets share are made at their first use."""
     yield
-    if "targets" in sys.modules and sys.modules["targets"]._loop.cache_info().currsize:
-        sys.modules["targets"]._loop().close()
+    targets = sys.modules.get("targets")
+    if targets is None:
+        return
+    if targets._loop.cache_info().currsize:
+        targets._loop().close()
+    if targets._packer.cache_info().currsize:
+        targets._packer().folder.close()
+    if targets.folder.cache_info().currsize:
+        shutil.rmtree(targets.folder())

@@ -17,6 +17,7 @@ import os
 import resource
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -105,13 +106,18 @@ def _keep(name: str, output: Path) -> None:
 
 
 def _engine(name: str, output: Path, *arguments: str) -> bool:
+    from targets import shared_memory
+
     # libFuzzer starts itself again to merge, so it needs a program that is this one with its target.
     program = output.resolve() / f"run-{name}"
     program.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{HERE / "run.py"}" --one {name} "$0" "$@"\n')
     program.chmod(0o755)
     command = [str(program), *arguments, f"-max_len={LARGEST_INPUT}", "-rss_limit_mb=0"]
     # Tuples of text hash differently in every process otherwise, and with them the counters of their comparisons.
-    return subprocess.run(command, env={**os.environ, "PYTHONHASHSEED": "0"}, check=False).returncode == 0
+    # libFuzzer ends its process without a word to Python, so the files of a target are removed here.
+    with tempfile.TemporaryDirectory(prefix="lmcache-kit-fuzz-", dir=shared_memory()) as folder:
+        environment = {**os.environ, "PYTHONHASHSEED": "0", "FUZZ_FOLDER": folder}
+        return subprocess.run(command, env=environment, check=False).returncode == 0
 
 
 def _fuzz(name: str, arguments: list[str]) -> None:

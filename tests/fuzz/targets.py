@@ -52,8 +52,16 @@ LARGEST_INPUT = 4096
 """Bytes. An input of this size must not make a target hold megabytes."""
 
 
-MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
-"""Files of targets stand in memory: tens of thousands are written."""
+@cache
+def folder() -> Path:
+    """Where targets keep files: in memory, for tens of thousands are written. The runner names one and removes it."""
+    given = os.environ.get("FUZZ_FOLDER")
+    return Path(given or tempfile.mkdtemp(prefix="lmcache-kit-fuzz-", dir=shared_memory()))
+
+
+def shared_memory() -> str | None:
+    """A file system in memory, where there is one."""
+    return "/dev/shm" if Path("/dev/shm").is_dir() else None
 
 
 class _Raise(logging.Handler):
@@ -254,8 +262,8 @@ def peer(data: bytes) -> None:
 
 @cache
 def _packer() -> _Packer:
-    folder = Path(tempfile.mkdtemp(prefix="lmcache-kit-fuzz-", dir=MEMORY))
-    return _Packer(SegmentFolder(folder), ShmOptions(directory=str(folder), max_message_bytes=2**20))
+    path = folder() / "segments"
+    return _Packer(SegmentFolder(path), ShmOptions(directory=str(path), max_message_bytes=2**20))
 
 
 SEGMENT = "0123456789abcdef-1.seg"
@@ -338,14 +346,9 @@ def cachegen(data: bytes) -> None:
 READERS = ("mooncake", "qwen_bailian", "kv_cache_tester", "lmcache_lookup", "azure", "burstgpt")
 
 
-@cache
-def _folder() -> Path:
-    return Path(tempfile.mkdtemp(prefix="lmcache-kit-fuzz-", dir=MEMORY))
-
-
 def traces(data: bytes) -> None:
     """A file is refused by its name, or read; as Mooncake's lines it is read back as the same records."""
-    path = _folder() / "trace.json"
+    path = folder() / "trace.json"
     path.write_bytes(data[1:])
     try:
         form, records = load_trace(path, READERS[data[0] % len(READERS)] if data else READERS[0])

@@ -61,7 +61,7 @@ def test_real_inputs_are_read_to_their_end(fuzz: ModuleType, seeds: dict[str, li
                 assert fuzz.sealed_payload(data[1:]) == data[1:]
                 return method.decode(memoryview(data[1:]), fuzz.LAYOUT, tokens, 1).num_tokens == tokens
             case "traces":
-                path = fuzz._folder() / "trace.json"
+                path = fuzz.folder() / "trace.json"
                 path.write_bytes(data[1:])
                 return len(fuzz.load_trace(path, fuzz.READERS[data[0]])[1]) > 1
             case "bodies":
