@@ -348,10 +348,12 @@ class CacheCore:
 
     # --- objects found -----------------------------------------------------------------------------------------------
 
-    def restore(self, tier: int, key: ChunkKey, *, nbytes: int, num_tokens: int, codec: str) -> None:
+    def restore(
+        self, tier: int, key: ChunkKey, *, nbytes: int, num_tokens: int, codec: str, doubtful: bool = False
+    ) -> None:
         """An object of an earlier run was found; :meth:`announce_restored` ends the recovery of a tier."""
-        state, name = self.tiers[tier], key.name()
-        state.entries[name] = Entry(key, name, nbytes, num_tokens, codec, EntryState.READY)
+        state, name, found = self.tiers[tier], key.name(), EntryState.DOUBTFUL if doubtful else EntryState.READY
+        state.entries[name] = Entry(key, name, nbytes, num_tokens, codec, found)
         state.held += nbytes
         state.policy.admit(name, nbytes)
 

@@ -25,8 +25,9 @@ async def recover(core: CacheCore, io: TierIO, work: Work, writer: Writer, model
     """Take over the contents of persistent tiers that belong to this instance alone.
 
     Headers and lengths are checked, payloads when they are read. What is damaged or of another model is deleted and
-    logged; what is more than the tier's capacity is evicted by its policy before anything is announced. A shared
-    tier is not listed: what it holds is found when it is asked for. A tier that cannot be reached starts empty.
+    logged; what is more than the tier's capacity is evicted by its policy before anything is announced. What can be
+    neither read nor deleted is not served and keeps its room. A shared tier is not listed: what it holds is found when
+    it is asked for. A tier that cannot be reached starts empty.
     """
     for index, tier in enumerate(io.tiers):
         if not tier.persistent or tier.shared:
@@ -39,12 +40,15 @@ async def recover(core: CacheCore, io: TierIO, work: Work, writer: Writer, model
             try:
                 header = await _check(io, work, index, name, nbytes, model, layout)
             except UnavailableError:
+                _doubt(core, index, name, nbytes)
                 continue
             except (BlobError, InvalidRequestError) as error:
                 io.counters[index].damaged += 1
                 log.warning("%s: %s is deleted: %s", tier.location, name, error.message)
-                with contextlib.suppress(UnavailableError):
+                try:
                     await io.delete(index, name)
+                except UnavailableError:
+                    _doubt(core, index, name, nbytes)
                 continue
             if header is not None:
                 core.restore(index, header.key, nbytes=nbytes, num_tokens=header.num_tokens, codec=header.codec)
@@ -52,6 +56,11 @@ async def recover(core: CacheCore, io: TierIO, work: Work, writer: Writer, model
         for removal in core.trim(index):
             await writer.carry_out(removal)
         core.announce_restored(index)
+
+
+def _doubt(core: CacheCore, index: int, name: str, nbytes: int) -> None:
+    with contextlib.suppress(InvalidRequestError):  # what is not named as a chunk is none of ours to account for
+        core.restore(index, ChunkKey.parse(name), nbytes=nbytes, num_tokens=0, codec="", doubtful=True)
 
 
 async def _check(
