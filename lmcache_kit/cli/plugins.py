@@ -74,7 +74,8 @@ def show(name: NameArgument, format: FormatOption = Format.TABLE) -> None:  # no
 def find_plugins(name: str) -> list[RegisteredPlugin]:
     """Plugins of any kind called ``name``. Raises LMCacheKitError, saying why, when there is none to be used."""
     found = registry()
-    entries = found.find(name)
+    # A distribution is called my-codec where its plugin is called my_codec.
+    entries = found.find(name) or found.find(name.replace("-", "_"))
     if not entries:
         if broken := found.refused(name):
             raise LMCacheKitError(f"plugin {name!r} is not used: {broken[0].reason}")

@@ -54,6 +54,18 @@ def test_controller(tmp_path: Path) -> None:
     assert "admits/s" in printed
 
 
+def test_new_plugin(tmp_path: Path) -> None:
+    document, printed = run("new_plugin", tmp_path, "--kind", "reporter")
+    check_document(document, "new_plugin")
+    [result] = document["results"]
+    assert result["name"] == "reporter"
+    assert result["tests_passed"] == 3
+    metrics = {name: facts["median"] for name, facts in result["metrics"].items()}
+    steps = metrics["new_seconds"] + metrics["install_seconds"] + metrics["tests_seconds"]
+    assert metrics["to_green_seconds"] == pytest.approx(steps)
+    assert "to green s" in printed
+
+
 def test_a_peer_that_does_not_start_is_reported(tmp_path: Path) -> None:
     command = [sys.executable, str(BENCHMARKS / "controller.py"), "--quick", "--peer-python", sys.executable]
     done = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)

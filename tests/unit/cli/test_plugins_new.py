@@ -170,6 +170,12 @@ def test_a_registered_name_is_refused_for_its_kind_only(capsys: pytest.CaptureFi
     assert plugin_names("fifo", "storage", BUILT_IN).package == "fifo"
 
 
+def test_a_plugin_is_found_by_the_name_of_its_distribution(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plugins", "show", "kv-cache-tester"]) == 0
+    assert "kv_cache_tester" in capsys.readouterr().out
+    assert main(["plugins", "show", "kv-cache-testr"]) == 2
+
+
 def test_an_unknown_kind_is_wrong_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plugins", "new", "odd", "--kind", "storeage", "--directory", str(tmp_path / "x")]) == 2
     assert "compression" in capsys.readouterr().err
