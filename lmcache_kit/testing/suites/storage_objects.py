@@ -189,6 +189,7 @@ class ObjectTests(StorageTestsBase):
             start.wait()
             for step in range(25):
                 blob = bytes((number, step)) * 500
+                subject.put(names(f"kept.{number}.{step}"), blob)
                 subject.put(name, blob)
                 subject.put(common[step % 4], blob)
                 holds(subject, name, blob)
@@ -203,6 +204,9 @@ class ObjectTests(StorageTestsBase):
             got = subject.get(name)
             assert got is not None
             assert bytes(got) == bytes(got)[:2] * 500, "two writers of one name left a mixture"
+        kept = [names(f"kept.{number}.{step}") for number in range(4) for step in range(25)]
+        lost = [name for name in kept if subject.size(name) != 1000]
+        assert not lost, f"{len(lost)} of {len(kept)} objects that four threads put at the same time are lost"
 
     @pytest.mark.usefixtures("from_threads")
     def test_a_reader_never_sees_half_an_object(
