@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from lmcache_kit.sim.costs import EngineCosts, prefill_passes
@@ -208,6 +208,10 @@ def test_batches_advance_together_and_stand_still_for_prefills(costs, requests):
     order = play(BatchedEngine(loop, costs, BLOCK), loop, requests)
     expected = integrate(costs, requests)
     tolerance = 4 * TICK * (len(requests) + 1)
+    # Whoever arrives just before another one's end delays it by a whole prefill, just after it by nothing; which of the
+    # two it is, small steps of time cannot tell.
+    for request in requests:
+        assume(not request.steps or all(abs(other.arrival - request.last) > tolerance for other in requests))
     for request, (first, last) in zip(requests, expected, strict=True):
         assert request.first == pytest.approx(first, abs=tolerance)
         assert request.last == pytest.approx(last, abs=tolerance)
