@@ -73,7 +73,8 @@ prompts = st.sampled_from(PROMPTS)
 
 @dataclass
 class Shelf(StorageBackend):
-    """A dictionary. ``down``: no call works; ``late``: each works and says that it did not; ``crammed``: puts fail."""
+    """A dictionary. ``down``: no call works; ``late``: each works and says that it did not; ``crammed``: puts fail;
+    ``blind``: gets fail."""
 
     objects: dict[str, bytes] = field(default_factory=dict)
     mode: str = ""
@@ -98,6 +99,8 @@ class Shelf(StorageBackend):
     def get(self, name):
         self.before()
         self.after()
+        if self.mode == "blind":
+            raise OSError("told to read nothing")
         return self.objects.get(name)
 
     def delete(self, name):
@@ -491,18 +494,21 @@ class StoreMachine(RuleBasedStateMachine):
         self.full ^= {self.place(number)}
         self.store.set_full([LOCATIONS[tier] for tier in self.full])
 
-    @rule()
-    def restart(self) -> None:
-        """A new process: memory is empty, what is on shelves that last is found again."""
+    @rule(blind=st.sampled_from([None, None, 1, 2]))
+    def restart(self, blind: int | None) -> None:
+        """A new process: memory is empty, what is on shelves that last is found again, where it can be read."""
         self.mend()
         self.run(self.store.close())
         self.shelves[0].objects.clear()
         self.pins.clear()
         self.full.clear()
+        self.doubt = False
+        if self.faulty and blind is not None and blind < len(self.shelves):
+            self.shelves[blind].mode, self.doubt = "blind", True
         self.open()
         for tier, shelf in enumerate(self.shelves):
-            assert set(self.announced[tier]) == set(shelf.objects)
-        self.doubt = False
+            assert set(self.announced[tier]) == (set() if shelf.mode else set(shelf.objects))
+        self.mend()
 
     # --- what must hold -----------------------------------------------------------------------------------------------
 
