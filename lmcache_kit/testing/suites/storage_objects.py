@@ -189,6 +189,7 @@ class ObjectTests(StorageTestsBase):
             for step in range(25):
                 blob = bytes((number, step)) * 500
                 turn.wait()  # all write at the same moment, every time
+                subject.put(names(f"kept.{number}.{step}"), blob)
                 subject.put(name, blob)
                 subject.put(common[step % 4], blob)
                 holds(subject, name, blob)
