@@ -6,12 +6,14 @@ import importlib
 import importlib.util
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
+
+from lmcache_kit.kv import blob
 
 HERE = Path(__file__).parent
 PROPERTIES = HERE.parent / "properties"
@@ -88,3 +90,34 @@ def test_the_machine_of_the_controller_catches(broken: Any) -> None:
 )
 def test_what_was_broken_passes_as_it_is(file: str, machine: str) -> None:
     run(getattr(own_copy(file), machine), examples=20)
+
+
+class BlindDigest:
+    """A checksum that is the same for all bytes, so that damage is not seen."""
+
+    def __init__(self, view: Any) -> None:
+        pass
+
+    def digest(self, length: int) -> bytes:
+        return bytes(length)
+
+
+@pytest.mark.parametrize("blind", [False, True])
+def test_the_oracle_of_loads_catches_a_store_that_serves_damaged_blobs(
+    monkeypatch: pytest.MonkeyPatch, *, blind: bool
+) -> None:
+    module = own_copy("instance_store/test_store_under_faults.py")
+    history = {
+        "rounds": [[("save", 0, 21)], [("load", 0, 21)]],
+        "faults": [["damage"] * 25],  # changes what a backend gives out, not what it takes
+        "placement": "demote",
+        "policy": "lru",
+        "capacities": [None],
+    }
+    oracle = module.test_loads_are_right_whatever_fails.hypothesis.inner_test
+    if not blind:
+        oracle(**history)
+        return
+    monkeypatch.setattr(blob, "blake3", SimpleNamespace(blake3=BlindDigest))
+    with pytest.raises(AssertionError):
+        oracle(**history)
