@@ -36,8 +36,10 @@ fleet. An ordinary test run gives each a few dozen cases; `make test-deep` goes 
 hour (`LMCACHE_KIT_DEEP_MINUTES` sets another time) and writes what was tried to `out/deep.json`. This page shows a
 recorded run, [deep.json](deep.json), made by
 
-    python benchmarks/reliability.py --minutes 30 --output docs/benchmarks/reliability/deep.json \\
-        --page docs/benchmarks/reliability/README.md
+    python benchmarks/reliability.py --minutes {minutes:g} --processes {processes} \\
+        --output docs/benchmarks/reliability/deep.json --page docs/benchmarks/reliability/README.md
+
+Plugins' suites run once in it, however long it is, with twice as many examples as usual.
 """
 
 
@@ -81,9 +83,9 @@ def page(run: Mapping[str, Any], bugs: Sequence[Mapping[str, str]]) -> str:
         if not test["steps"]:
             files.setdefault(test["test"].partition("::")[0], []).append(test)
     lines = [
-        LEAD,
-        f"Run of {when}: {run['minutes']:g} minutes, {run['parameters']['processes']} processes,"
-        f" {run['hardware']['cpu']}, Python {run['versions']['python']}, hypothesis {run['versions']['hypothesis']}.",
+        LEAD.format(**run["parameters"]),
+        f"Run of {when}: {run['minutes']:g} minutes in all, {run['parameters']['processes']} process(es), load average"
+        f" before {run['load_average']['before']}, {run['hardware']['cpu']}, Python {run['versions']['python']}, hypothesis {run['versions']['hypothesis']}.",
         f"{totals['tests']} property tests tried {totals['cases']:,} cases; the state machines among them took"
         f" {totals['steps']:,} steps. {totals['failures']} tests failed.",
         "",
