@@ -85,7 +85,8 @@ def page(run: Mapping[str, Any], bugs: Sequence[Mapping[str, str]]) -> str:
     lines = [
         LEAD.format(**run["parameters"]),
         f"Run of {when}: {run['minutes']:g} minutes in all, {run['parameters']['processes']} process(es), load average"
-        f" before {run['load_average']['before']}, {run['hardware']['cpu']}, Python {run['versions']['python']}, hypothesis {run['versions']['hypothesis']}.",
+        f" before {run['load_average']['before']}, {run['hardware']['cpu']}, Python {run['versions']['python']},"
+        f" hypothesis {run['versions']['hypothesis']}.",
         f"{totals['tests']} property tests tried {totals['cases']:,} cases; the state machines among them took"
         f" {totals['steps']:,} steps. {totals['failures']} tests failed.",
         "",
