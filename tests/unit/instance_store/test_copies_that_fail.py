@@ -200,3 +200,45 @@ async def test_what_cannot_be_read_at_start_is_not_served_and_keeps_its_room(lab
     assert disk.backend.peak <= room
     other.check(again)
     await again.close()
+
+
+@pytest.mark.parametrize("how", ["unreachable", "vanished"])
+async def test_an_evicted_chunk_that_cannot_be_read_is_dropped_and_makes_room(lab, tokens, how):
+    cpu, disk = lab.tier(CPU, lab.blob_bytes(None)), lab.tier(DISK)
+    store = lab.store(cpu, disk, placement="demote")
+    await store.save(tokens[:8], lab.kv(8))
+    (name,) = cpu.backend.objects
+    if how == "unreachable":
+        cpu.backend.fail = lambda call, asked: call == "get" and asked == name
+    else:
+        del cpu.backend.objects[name]
+    assert (await store.save([1] * 8, lab.kv(8, seed=1))).num_tokens == 8
+    assert store.lookup(tokens[:8]) == {CPU: 0, DISK: 0}
+    assert store.lookup([1] * 8) == {CPU: 8, DISK: 0}
+    assert store.stats()["tiers"][CPU]["demotions"] == 0
+    cpu.backend.fail = failing()
+    lab.check(store)
+
+
+async def test_what_became_damaged_by_a_failed_replacement_is_found_by_the_next_read(lab, tokens):
+    """The backend wrote something else than it was given, and said that it failed."""
+    disk = lab.tier(DISK)
+    store = lab.store(disk)
+    await store.save(tokens[:8], lab.smooth(8))
+    (name,) = disk.backend.objects
+    put = disk.backend.put
+
+    def tear(name, blob):
+        put(name, b"torn" + bytes(blob)[4:])
+        raise OSError("torn")
+
+    disk.backend.put = tear
+    store.start_compress("c", "zstd", DISK, None)
+    await store.drain()
+    assert store.job("c").status == "failed"
+    disk.backend.put = put
+    assert (await store.load_prefix(tokens[:8])).num_tokens == 0
+    assert store.stats()["tiers"][DISK]["damaged"] == 1
+    assert name not in disk.backend.objects
+    assert (await store.save(tokens[:8], lab.smooth(8))).num_tokens == 8
+    lab.check(store)
