@@ -9,7 +9,7 @@ OUT := out
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo install test test-deep coverage test-gpu lint typecheck check bench clean
+.PHONY: demo install test test-long test-deep coverage test-gpu lint typecheck check bench clean
 
 demo: $(INSTALLED)  ## install everything, run the quickstart, print its table
 	$(BIN)/lmcache-kit run scenarios/quickstart.yaml --output-dir $(OUT)/quickstart
@@ -24,11 +24,17 @@ $(INSTALLED): requirements-dev.txt pyproject.toml kernels/pyproject.toml $(wildc
 	@touch $@
 
 # What needs no servers runs in two processes; tests that start some run one after another, with the machine to
-# themselves.
-ALONE := kernels plugins/cachegen tests/unit tests/properties tests/architecture
-test: $(INSTALLED)  ## every test that needs no GPU
-	$(BIN)/python -m pytest --numprocesses 2 $(ALONE) $(PYTEST_ARGS)
-	$(BIN)/python -m pytest tests plugins $(addprefix --ignore=,$(ALONE)) $(PYTEST_ARGS)
+# themselves. LONG are whole environments, whole pages of the documentation and searches: minutes for a few tests.
+ALONE := kernels plugins/cachegen tests/unit tests/properties tests/architecture tests/conformance
+LONG_ALONE := $(addprefix tests/conformance/test_,mutants.py broken_cores.py)
+LONG := tests/surface tests/fuzz tests/docs/test_how_to.py $(addprefix tests/integration/,benchmarks fsspec packaging sim)
+test: $(INSTALLED)  ## what is quick of the tests that need no GPU
+	$(BIN)/python -m pytest --numprocesses 2 $(ALONE) $(addprefix --ignore=,$(LONG_ALONE)) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest tests plugins $(addprefix --ignore=,$(ALONE) $(LONG)) $(PYTEST_ARGS)
+
+test-long: $(INSTALLED)  ## the rest of them
+	$(BIN)/python -m pytest --numprocesses 2 $(LONG_ALONE) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(LONG) $(PYTEST_ARGS)
 
 # State machines and other properties, again and again with new random choices for about so many minutes. What each
 # of them tried is counted in $(OUT)/deep.json. Plugins that are broken on purpose are left out.
@@ -62,7 +68,7 @@ lint: $(INSTALLED)
 typecheck: $(INSTALLED)
 	$(BIN)/mypy
 
-check: lint typecheck test
+check: lint typecheck test test-long
 
 bench: $(INSTALLED)  ## speed of controller, tiers, transports and codecs into $(OUT)/bench; PEER_PYTHON=: beside LMCache's
 	$(BIN)/python benchmarks/controller.py --output $(OUT)/bench/controller.json $(if $(PEER_PYTHON),--peer-python $(PEER_PYTHON))
