@@ -12,12 +12,14 @@ token:
   round than that. Medians of the rounds.
 
 Let the machine do nothing else meanwhile. `others` says how many cores other programs took; --quiet repeats wall runs
-that were disturbed, and the file says how often.
+that were disturbed, and the file says how often. --keep and --judge: wall runs of one day, judged again by a model of
+the next.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import statistics
@@ -62,6 +64,14 @@ class WallRun:
     others: float | None
     thrown_away: int
 
+    def note(self) -> None:
+        facts = {"others": self.others, "thrown_away": self.thrown_away}
+        (self.folder / "disturbed.json").write_text(json.dumps(facts))
+
+    @classmethod
+    def noted(cls, folder: Path) -> WallRun:
+        return cls(folder, **json.loads((folder / "disturbed.json").read_text()))
+
 
 class WallRunner:
     """Runs scenarios on the wall clock.
@@ -86,7 +96,9 @@ class WallRunner:
             after = _busy()
             others = None if before is None or after is None else max(0.0, after - before) / report["seconds"]
             if self._quiet is None or others is None or others <= self._quiet or time.monotonic() > self._until:
-                return WallRun(folder, others, thrown_away)
+                wall = WallRun(folder, others, thrown_away)
+                wall.note()
+                return wall
             print(f"thrown away: other programs took {others:.2f} cores", flush=True)
             thrown_away += 1
 
@@ -245,8 +257,13 @@ def main() -> None:
     parser.add_argument("--quiet", type=float, metavar="CORES", help="repeat wall runs if other programs took more")
     parser.add_argument("--patience", type=float, default=900, help="seconds after which none is repeated")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep the output of all runs here")
+    parser.add_argument(
+        "--judge", type=Path, metavar="DIR", help="judge wall runs kept there, as many rounds as it has"
+    )
     arguments = parser.parse_args()
     rounds = arguments.rounds or (QUICK_ROUNDS if arguments.quick else ROUNDS)
+    if arguments.judge is not None:
+        rounds = len(list(arguments.judge.glob("round-*")))
     if rounds < 2:
         parser.error("--rounds: one round cannot be held against the others")
     calibration = arguments.calibration or (QUICK_CALIBRATION if arguments.quick else CALIBRATION)
@@ -257,6 +274,7 @@ def main() -> None:
         "scenarios": list(names),
         "rounds": rounds,
         "quiet": arguments.quiet,
+        "wall_runs_kept": arguments.judge is not None,
     }
     report = Report("fidelity", arguments, parameters, ("torch", "transformers"))
     logging.getLogger("lmcache_kit").setLevel(logging.WARNING)
@@ -266,7 +284,9 @@ def main() -> None:
         walls: dict[str, list[WallRun]] = {name: [] for name in paths}
         for number in range(rounds):
             for name, path in paths.items():
-                walls[name].append(runner.run(path, folder / f"round-{number}" / name))
+                place = Path(f"round-{number}", name)
+                kept = arguments.judge and WallRun.noted(arguments.judge / place)
+                walls[name].append(kept or runner.run(path, folder / place))
         print("fitting costs and playing", flush=True)
         findings = calibrate([wall.folder for wall in walls[calibration]], registry())
         for name, runs in walls.items():

@@ -49,6 +49,9 @@ class _Request:
     start: int = field(default=0)
 
 
+_Unread = tuple[float, Callable[[_Request], None], _Request]
+
+
 class SimInstance:
     """One instance with one worker.
 
@@ -58,7 +61,7 @@ class SimInstance:
         store: its store; changes of its contents are to be handed to :meth:`changed`.
         engine: its engine.
         processor: what works on requests, with others; None for one of its own.
-        request_seconds: what a completion takes besides.
+        request_seconds: what a completion takes besides; on a shared processor, one after another.
         request_token: what each token of its prompt does.
         max_num_seqs: most requests worked on at the same time.
         report_seconds: from a change to when it is handed to ``report``.
@@ -89,6 +92,7 @@ class SimInstance:
         self._report_seconds = report_seconds
         self._report = report
         self._waiting: deque[_Request] = deque()
+        self._unread: deque[_Unread] = deque()
         self._open: dict[int, _Request] = {}
         self._running = 0
         self._reporting = False
@@ -122,8 +126,20 @@ class SimInstance:
         arrive = self._read if text else self._arrive
         if self._processor is None:
             self._loop.after(seconds, arrive, request)
-        else:
-            self._processor.run(seconds, arrive, request)
+            return
+        # One thread reads them all, so the first of several has begun to compute before the last has been read.
+        self._unread.append((seconds, arrive, request))
+        if len(self._unread) == 1:
+            self._processor.run(seconds, self._was_read, self._unread)
+
+    def _was_read(self, unread: deque[_Unread]) -> None:
+        if unread is not self._unread:  # the instance was killed meanwhile
+            return
+        assert self._processor is not None
+        _, arrive, request = unread.popleft()
+        arrive(request)
+        if unread:
+            self._processor.run(unread[0][0], self._was_read, unread)
 
     def _down(self) -> UnavailableError:
         return UnavailableError(f"the instance {self.instance_id} cannot be reached")
@@ -239,6 +255,7 @@ class SimInstance:
         self.life += 1
         self.store.die()
         lost = list(self._open.values())
+        self._unread = deque()
         self._open.clear()
         self._waiting.clear()
         self._running = 0

@@ -18,11 +18,12 @@ SLOW = {
 }
 
 
+@pytest.mark.parametrize("cores", [None, 1.0])
 @pytest.mark.parametrize("batched", [False, True])
 @pytest.mark.parametrize("when", [step * 0.013 for step in range(1, 40, 3)])
-def test_an_instance_killed_in_the_middle_of_a_request_fails_it(lab, when, batched):
+def test_an_instance_killed_in_the_middle_of_a_request_fails_it(lab, when, batched, cores):
     engines = {"synthetic": {**SLOW["engines"]["synthetic"], "batched": batched}}
-    world = lab(costs={**SLOW, "engines": engines})
+    world = lab(costs={**SLOW, "engines": engines, "cores": cores})
 
     async def work():
         world.fleet.simulated_controller.watch()
@@ -44,6 +45,41 @@ def test_an_instance_killed_in_the_middle_of_a_request_fails_it(lab, when, batch
         # Memory went with the process, what was on disk did not.
         again = await world.ask("a", lab.prompt("ab"))
         assert again.usage["prompt_tokens_details"]["cached_tokens"] == 8
+
+    world.run(work())
+
+
+def test_on_a_shared_processor_an_instance_reads_one_request_after_another(lab):
+    # Of an engine that takes no time to the first token, and with cores enough for both.
+    world = lab(costs={"engines": {"synthetic": {"decode_base": 0.1}}, "request_seconds": 0.02, "cores": 8.0})
+
+    async def work():
+        world.fleet.simulated_controller.watch()
+        alone = await world.ask("a", lab.prompt("xyz"))
+        first, second = await asyncio.gather(world.ask("a", lab.prompt("abc")), world.ask("a", lab.prompt("def")))
+        assert first.ttft_seconds == pytest.approx(alone.ttft_seconds)
+        assert second.ttft_seconds == pytest.approx(alone.ttft_seconds + 0.02)
+
+    world.run(work())
+
+
+def test_what_was_not_read_yet_dies_with_its_instance(lab):
+    world = lab(costs={**SLOW, "cores": 8.0})
+
+    async def work():
+        world.fleet.simulated_controller.watch()
+        alone = await world.ask("a", lab.prompt("xyz"))
+        several = [asyncio.create_task(world.ask("a", lab.prompt(3 * each))) for each in "defgh"]
+        await asyncio.sleep(SLOW["request_seconds"] * 2.5)
+        await world.fleet.kill("a")
+        assert all(
+            isinstance(each, UnavailableError) for each in await asyncio.gather(*several, return_exceptions=True)
+        )
+        await world.fleet.restart("a")
+        await asyncio.sleep(10)
+        # Nobody reads on for those that are gone.
+        again = await world.ask("a", lab.prompt("ijk"))
+        assert again.ttft_seconds == pytest.approx(alone.ttft_seconds)
 
     world.run(work())
 
