@@ -28,9 +28,9 @@ def kill_while(work: Callable[[Callable[[bytes], None]], None], *, reports: int,
     """
     reading, writing = os.pipe()
     with warnings.catch_warnings():
-        # Newer Pythons warn of forks beside other threads. The child uses nothing that those may have locked: it
-        # opens a backend of its own and writes.
-        warnings.simplefilter("ignore", DeprecationWarning)
+        # Newer Pythons, and jax where somebody imported it, warn of forks beside other threads. The child uses nothing
+        # that those may have locked: it opens a backend of its own and writes.
+        warnings.simplefilter("ignore")
         child = os.fork()
     if child == 0:
         try:

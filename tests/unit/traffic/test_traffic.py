@@ -429,7 +429,8 @@ def test_options_that_say_nothing_sensible(fleet: Any, options: dict[str, Any], 
 
 def test_names_are_checked_before_anything_boots(fleet: Any) -> None:
     workload = fleet.workload(trace={"path": "x", "reader": "mooncake"}, instances=["a"])
-    assert list(workload.references()) == [("instance", "a"), ("trace", "mooncake")]
+    assert list(workload.references()) == [("instance", "a")]
+    assert [(kind, name) for kind, name, _ in workload.configures()] == [("trace", "mooncake")]
 
 
 def test_only_some_instances(fleet: Any) -> None:
