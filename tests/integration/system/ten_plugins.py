@@ -6,6 +6,7 @@ which process. Where a built-in does the work, it is wrapped: what is tested is 
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import os
 import zlib
@@ -52,7 +53,7 @@ from lmcache_kit.contracts import (
     WorkloadPlugin,
     WorkloadResult,
 )
-from lmcache_kit.errors import BlobError, InvalidRequestError
+from lmcache_kit.errors import BlobError, ConflictError, InvalidRequestError
 from lmcache_kit.hookspecs import hookimpl
 from lmcache_kit.kv import KVLayout, KVTensor
 
@@ -107,7 +108,8 @@ class Squeeze(CompressionMethod):
             raw = stream.decompress(payload[1:], layout.nbytes(num_tokens) + 1)
         except zlib.error as error:
             raise BlobError(str(error)) from None
-        if version != self.version or bytes(payload[:1]) != b"S" or not stream.eof:
+        whole = stream.eof and not stream.unused_data and len(raw) == layout.nbytes(num_tokens)
+        if version != self.version or bytes(payload[:1]) != b"S" or not whole:
             raise BlobError("not squeezed")
         return KVTensor.from_bytes(raw, layout, num_tokens)
 
@@ -122,7 +124,10 @@ class Carrier(Transport):
 
     async def listen(self, address: str, handler: FrameHandler) -> Listener:
         mark("transport.listen")
-        return CarrierListener(await self._inner.listen(address.replace("carrier://", "tcp://"), handler))
+        try:
+            return CarrierListener(await self._inner.listen(address.replace("carrier://", "tcp://"), handler))
+        except ConflictError as error:
+            raise ConflictError(error.detail.replace("tcp://", "carrier://")) from None
 
     async def connect(self, address: str) -> Channel:
         mark("transport.connect")
@@ -176,10 +181,12 @@ class Alphabetical(EvictionPolicy):
 
     def __init__(self, capacity: int | None) -> None:
         mark(f"eviction.made.{capacity}")
-        self._keys: set[str] = set()
+        self._keys: list[str] = []
 
     def admit(self, key: str, nbytes: int) -> None:
-        self._keys.add(key)
+        place = bisect.bisect_left(self._keys, key)
+        if self._keys[place : place + 1] != [key]:
+            self._keys.insert(place, key)
 
     def touch(self, key: str) -> None:
         mark("eviction.touch")
@@ -187,10 +194,12 @@ class Alphabetical(EvictionPolicy):
     def remove(self, key: str, *, evicted: bool) -> None:
         if evicted:
             mark("eviction.evicted")
-        self._keys.discard(key)
+        place = bisect.bisect_left(self._keys, key)
+        if self._keys[place : place + 1] == [key]:
+            del self._keys[place]
 
     def victims(self) -> Iterator[str]:
-        return iter(sorted(self._keys))
+        return iter(self._keys)
 
 
 class BottomUp(PlacementPolicy):
@@ -267,13 +276,18 @@ class Lengths(TraceReader):
 
     def read(self, path: Path) -> Iterator[TraceRecord]:
         mark("trace.read")
-        for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
+        try:
+            text = path.read_text(errors="replace")
+        except OSError as error:
+            raise InvalidRequestError(f"{path} cannot be read: {error.strerror}") from None
+        for number, line in enumerate(text.splitlines(), 1):
             try:
                 arrival, given, made = map(float, line.split())
             except ValueError:
                 raise InvalidRequestError(f"{path}:{number}: three numbers are needed") from None
+            tokens = int(given)
             yield TraceRecord(
-                arrival=arrival, input_tokens=int(given), output_tokens=int(made), block_ids=(), tail_tokens=0
+                arrival=arrival, input_tokens=tokens, output_tokens=int(made), block_ids=(), tail_tokens=tokens
             )
 
 
