@@ -83,7 +83,7 @@ def check_plugin(
     Args:
         record: the plugin.
         options: its options as plain values; the defaults where nothing is given.
-        quick: try fewer examples, and compare with nothing.
+        quick: try fewer examples, do not make failing ones smaller, and compare with nothing.
         sample: a well-formed file, for a trace reader.
         seconds: about how long one figure of the comparison may take.
 
@@ -105,7 +105,8 @@ def check_plugin(
     fixtures: dict[str, Any] = {"plugin": record, "options": values}
     if sample is not None:
         fixtures["sample"] = sample
-    run = run_suite(SUITES[record.kind], fixtures=fixtures, examples=QUICK_EXAMPLES if quick else USUAL_EXAMPLES)
+    number = QUICK_EXAMPLES if quick else USUAL_EXAMPLES
+    run = run_suite(SUITES[record.kind], fixtures=fixtures, examples=number, shrink=not quick)
     report = msgspec.structs.replace(report, abilities=run.abilities, results=_once(run.results))
     usable = made is not None and not any(_is_unusable(result) for result in run.results)
     if quick or not usable or report.failed:

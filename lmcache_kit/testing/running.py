@@ -23,7 +23,7 @@ from hypothesis import configuration
 
 from lmcache_kit.errors import LMCacheKitError
 from lmcache_kit.testing import pytest_plugin
-from lmcache_kit.testing.effort import EXAMPLES
+from lmcache_kit.testing.effort import EXAMPLES, SHRINKS
 from lmcache_kit.testing.results import CheckResult
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ def run_suite(
     *,
     fixtures: Mapping[str, Any] | None = None,
     examples: int = 100,
+    shrink: bool = False,
     only: Sequence[str] = (),
 ) -> SuiteRun:
     """Run a suite, and say how each of its tests ended, in their order.
@@ -76,6 +77,7 @@ def run_suite(
             that pytest imports first tells what was compared where an assertion fails.
         fixtures: values of the suite's fixtures: ``plugin``, ``options`` and so on; those of ``suite`` for others.
         examples: how much is tried; 100 is what hypothesis's default profile tries.
+        shrink: make failing examples smaller, which takes up to five minutes for each property that fails.
         only: names of tests; all when empty.
 
     Nothing that the plugin does raises from here. Raises LMCacheKitError when pytest itself could not run.
@@ -89,7 +91,7 @@ def run_suite(
         module.write_text(_MODULE)
         (folder / "pytest.ini").write_text(_SETTINGS)
         current = _current.set(lambda: type("TestPlugin", (_class_of(suite),), members))
-        effort = EXAMPLES.set(examples)
+        effort, shrinks = EXAMPLES.set(examples), SHRINKS.set(shrink)
         try:
             with _alone(folder):
                 code = pytest.main(
@@ -104,6 +106,7 @@ def run_suite(
         finally:
             for loaded in [each for each in sys.modules if each.endswith(module.stem)]:
                 del sys.modules[loaded]
+            SHRINKS.reset(shrinks)
             EXAMPLES.reset(effort)
             _current.reset(current)
     if outcomes.broken or code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, settings
 from lmcache_kit.contracts.records import PLUGIN_KINDS, Options, Plugin
 from lmcache_kit.errors import ConfigError, LMCacheKitError, NotFoundError, UnavailableError
 from lmcache_kit.plugins import PluginRegistry, registry
-from lmcache_kit.testing.effort import EXAMPLES, scaled
+from lmcache_kit.testing.effort import EXAMPLES, SEARCH_ONLY, SHRINKS, scaled
 
 __all__ = ["PluginTests", "examples", "is_offered", "made", "refusal", "skip_unless_offered"]
 
@@ -31,6 +31,8 @@ def examples(number: int, **more: Any) -> settings:
     """
     if EXAMPLES.get() is not None:
         more.setdefault("database", None)
+    if not SHRINKS.get():
+        more.setdefault("phases", SEARCH_ONLY)
     return settings(
         max_examples=scaled(number),
         report_multiple_bugs=False,

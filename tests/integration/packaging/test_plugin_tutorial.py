@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.timeout(300)  # two environments are made and filled
+pytestmark = pytest.mark.timeout(900)  # two environments are made and filled
 
 ROOT = Path(__file__).parents[3]
 TUTORIAL = ROOT / "docs" / "tutorial" / "write-a-plugin.md"
@@ -83,7 +83,7 @@ def session(build: Any, third_party: Path, tmp_path_factory: pytest.TempPathFact
         env=environment,
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=840,
     )
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return done.stdout.split(marker)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -82,7 +83,7 @@ def plugin(backend=Healthy, **facts):
 
 @pytest.fixture(scope="module")
 def run():
-    return run_suite(Small, fixtures={"plugin": plugin()})
+    return run_suite(Small, fixtures={"plugin": plugin()}, shrink=True)
 
 
 def test_every_test_has_one_outcome_with_its_reason(run, capsys):
@@ -110,6 +111,13 @@ def test_a_failing_property_shows_its_smallest_example(run):
     assert result.detail.startswith("700 is too much")
     assert "number=700" in result.detail
     assert "\n" not in result.detail
+
+
+def test_a_quick_run_shows_the_first_example_that_fails():
+    (result,) = run_suite(Small, fixtures={"plugin": plugin()}, only=["test_a_property_fails"]).results
+    assert result.outcome == "failed"
+    found = int(re.search(r"number=(\d+)", result.detail)[1])
+    assert found >= 700
 
 
 def test_abilities_are_those_that_were_tested(run):
