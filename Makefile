@@ -9,7 +9,7 @@ OUT := out
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo install test test-long test-deep coverage test-gpu lint typecheck check bench clean
+.PHONY: demo install test test-long test-deep test-interop coverage test-gpu lint typecheck check bench clean
 
 demo: $(INSTALLED)  ## install everything, run the quickstart, print its table
 	$(BIN)/lmcache-kit run scenarios/quickstart.yaml --output-dir $(OUT)/quickstart
@@ -43,6 +43,12 @@ LMCACHE_KIT_DEEP_MINUTES ?= 30
 test-deep: $(INSTALLED)  ## the property tests and the conformance suites for LMCACHE_KIT_DEEP_MINUTES (30)
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal --hypothesis-profile deep --timeout 0 \
 		--deep-minutes $(LMCACHE_KIT_DEEP_MINUTES) --deep-counts $(OUT)/deep.json $(DEEP) $(PYTEST_ARGS)
+
+# Environments of real vLLM and of real LMCache are made in $(OUT)/interop on first use, some gigabytes. PyTorch for CPUs
+# alone is smaller and not on PyPI: PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu".
+test-interop: $(INSTALLED)  ## real vLLM with our connector, real LMCache on either side of ours; minutes
+	PIP_ARGS="$(PIP_ARGS)" $(BIN)/python tests/interop/environments.py
+	LMCACHE_KIT_INTEROP=1 PIP_ARGS="$(PIP_ARGS)" $(BIN)/python -m pytest tests/interop --timeout 900 $(PYTEST_ARGS)
 
 # The processes that tests start are followed too. What is slow and adds nothing to these packages is left out.
 QUICK := $(addprefix tests/integration/,controller faults instance_store instance_worker live peer serve sim)
