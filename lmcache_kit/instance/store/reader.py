@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -22,9 +22,12 @@ from lmcache_kit.kv.blob import BlobHeader, unpack_blob
 from lmcache_kit.kv.keys import ChunkKey
 from lmcache_kit.kv.layout import KVLayout, KVTensor
 
-__all__ = ["Chunk", "Reader", "ServedChunk"]
+__all__ = ["Chunk", "MakeTensor", "Reader", "ServedChunk"]
 
 log = logging.getLogger(__name__)
+
+MakeTensor = Callable[[KVLayout, int], KVTensor]
+"""Makes the tensor that a prefix is decoded into, for at most so many tokens: fewer shorten the prefix."""
 
 _BYTES_AT_ONCE = 4 * 2**20
 """Of KV that may be under way; chunks so large that this is few of them, two for each thread."""
@@ -82,8 +85,13 @@ class Reader:
         self._codecs = codecs
         self._layout = layout
 
-    async def load(self, chunks: Sequence[Chunk], limit: int) -> tuple[KVTensor | None, list[ServedChunk]]:
-        """KV of the longest servable prefix of ``chunks``, at most ``limit`` tokens, and what it was made from."""
+    async def load(
+        self, chunks: Sequence[Chunk], limit: int, make: MakeTensor = KVTensor.empty
+    ) -> tuple[KVTensor | None, list[ServedChunk]]:
+        """KV of the longest servable run of ``chunks`` that ends at token ``limit`` at most, and what it was made from.
+
+        The tensor begins at the first chunk's first token.
+        """
         found: list[_Found] = []
         try:
             for chunk in chunks:
@@ -92,16 +100,19 @@ class Reader:
                 found.append(place)
             if not found:
                 return None, []
-            total = min(limit, found[-1].chunk.stop)
-            kv = KVTensor.empty(self._layout, total)
-            served = await self._fetch_all(found, kv)
+            first = chunks[0].start
+            kv = make(self._layout, min(limit, found[-1].chunk.stop) - first)
+            stop = first + kv.num_tokens
+            while found and found[-1].chunk.start >= stop:
+                self._release(found.pop())
+            served = await self._fetch_all(found, kv, first) if found else []
         finally:
             for place in found:
                 self._release(place)
         if not served:
             return None, []
-        end = min(total, served[-1].chunk.stop)
-        return (kv if end == total else kv.tokens(0, end)), served
+        end = min(stop, served[-1].chunk.stop)
+        return (kv if end == stop else kv.tokens(0, end - first)), served
 
     def _release(self, place: _Found) -> None:
         for tier, entry in place.held:
@@ -134,8 +145,8 @@ class Reader:
                     continue
         return place if place.probed else None
 
-    async def _fetch_all(self, found: Sequence[_Found], kv: KVTensor) -> list[ServedChunk]:
-        """Decode every chunk into its place in ``kv``; the leading ones for which that worked."""
+    async def _fetch_all(self, found: Sequence[_Found], kv: KVTensor, first: int) -> list[ServedChunk]:
+        """Decode every chunk into its place in ``kv``, which begins at token ``first``; the leading ones that worked."""
         largest = self._layout.nbytes(max(place.chunk.num_tokens for place in found))
         slots = asyncio.Semaphore(max(2 * self._work.threads, _BYTES_AT_ONCE // largest))
         broken = len(found)
@@ -143,7 +154,7 @@ class Reader:
         async def fetch(index: int, place: _Found) -> ServedChunk | None:
             nonlocal broken
             async with slots:
-                served = await self._fetch(place, kv) if index < broken else None
+                served = await self._fetch(place, kv, first) if index < broken else None
             if served is None:
                 broken = min(broken, index)
             self._release(place)
@@ -157,7 +168,7 @@ class Reader:
             results = [task.result() for task in tasks]
         return [served for served in results[:broken] if served is not None]
 
-    async def _fetch(self, place: _Found, kv: KVTensor) -> ServedChunk | None:
+    async def _fetch(self, place: _Found, kv: KVTensor, first: int) -> ServedChunk | None:
         """Serve one chunk from the first tier that can."""
         chunk = place.chunk
         for tier in [*(tier for tier, _ in place.held), *place.probed]:
@@ -170,11 +181,11 @@ class Reader:
                 continue
             try:
                 nbytes = self._layout.nbytes(chunk.num_tokens)
-                header = await self._decoding.call(nbytes, self._decode_into, blob, chunk, kv)
+                header = await self._decoding.call(nbytes, self._decode_into, blob, chunk, kv, first)
             except BlobError as error:
                 await self._drop(tier, place, "damaged", error.message)
                 continue
-            nbytes, stop = memoryview(blob).nbytes, min(chunk.stop, kv.num_tokens)
+            nbytes, stop = memoryview(blob).nbytes, min(chunk.stop, first + kv.num_tokens)
             location = self._io.tiers[tier].location
             if tier in place.probed:
                 self._core.adopt(tier, chunk.key, nbytes=nbytes, num_tokens=chunk.num_tokens, codec=header.codec)
@@ -183,11 +194,11 @@ class Reader:
             return ServedChunk(chunk, tier, blob, ChunkHit(location, stop - chunk.start, nbytes, header.codec))
         return None
 
-    def _decode_into(self, data: Buffer, chunk: Chunk, out: KVTensor) -> BlobHeader:
+    def _decode_into(self, data: Buffer, chunk: Chunk, out: KVTensor, first: int) -> BlobHeader:
         blob = unpack_blob(data)
         check_header(blob.header, chunk.key, self._layout, chunk.num_tokens)
-        stop = min(chunk.stop, out.num_tokens)
-        self._codecs.decode_into(blob, out.data[:, :, chunk.start : stop])
+        stop = min(chunk.stop - first, out.num_tokens)
+        self._codecs.decode_into(blob, out.data[:, :, chunk.start - first : stop])
         return blob.header
 
     async def _drop(self, tier: int, place: _Found, cause: str, why: str) -> None:

@@ -22,12 +22,21 @@ class ChunkHit:
 
 @dataclass(frozen=True, slots=True)
 class LoadedPrefix:
-    """The longest servable prefix. ``kv`` is None when ``num_tokens`` is 0; ``hits`` are in the order of the prefix."""
+    """The longest servable prefix.
+
+    Args:
+        kv: KV of ``num_tokens`` tokens; None when that is 0.
+        num_tokens: how many tokens were loaded.
+        hits: what they came from, in the order of the prefix.
+        seconds: the load took.
+        start: the first token of ``kv``, a chunk boundary; 0 unless the load was told to begin later.
+    """
 
     kv: KVTensor | None
     num_tokens: int
     hits: list[ChunkHit]
     seconds: float
+    start: int = 0
 
 
 @dataclass(frozen=True, slots=True)

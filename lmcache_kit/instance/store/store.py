@@ -22,7 +22,7 @@ from lmcache_kit.instance.store.jobs import JobTable
 from lmcache_kit.instance.store.operations import RAW, Operations, PeerLink
 from lmcache_kit.instance.store.planning import entries_in_method, readable_entries
 from lmcache_kit.instance.store.prefix import chunks_of
-from lmcache_kit.instance.store.reader import Chunk, Reader, ServedChunk
+from lmcache_kit.instance.store.reader import Chunk, MakeTensor, Reader, ServedChunk
 from lmcache_kit.instance.store.recovery import recover
 from lmcache_kit.instance.store.results import LoadedPrefix, SaveResult
 from lmcache_kit.instance.store.saver import Saver
@@ -127,22 +127,46 @@ class KVStore:
 
     # --- the engine's side -------------------------------------------------------------------------------------------
 
-    async def load_prefix(self, tokens: Sequence[int], *, limit: int | None = None) -> LoadedPrefix:
+    async def load_prefix(
+        self,
+        tokens: Sequence[int],
+        *,
+        limit: int | None = None,
+        start: int = 0,
+        make: MakeTensor = KVTensor.empty,
+    ) -> LoadedPrefix:
         """KV of the longest prefix of ``tokens`` that can be served, at most ``limit`` tokens of it.
 
         ``limit`` may cut inside a chunk. Each chunk comes from the fastest tier that can serve it. Damaged chunks are
         dropped and unreachable tiers passed over: both make the prefix shorter, neither is an error.
+
+        Args:
+            tokens: the prompt.
+            limit: where the prefix ends at most; at the end of ``tokens`` when None.
+            start: the tokens before it are at hand already, so that the load begins with the chunk that holds it.
+            make: makes the tensor that is filled, to have it in memory of the caller's choice; it may be shorter.
         """
         began = self._clock.now()
         limit = len(tokens) if limit is None else min(limit, len(tokens))
-        chunks = chunks_of(self.hasher, self.model, tokens) if limit > 0 else []
-        kv, served = await self._reader.load(chunks, limit)
+        first = start - start % self.hasher.spec.chunk_size
+        chunks = chunks_of(self.hasher, self.model, tokens) if limit > first else []
+        chunks = [chunk for chunk in chunks if chunk.start >= first]
+        ends = limit
+
+        def made(layout: KVLayout, num_tokens: int) -> KVTensor:
+            nonlocal ends
+            tensor = make(layout, num_tokens)
+            if tensor.num_tokens < num_tokens:
+                ends = first + tensor.num_tokens  # what lies behind it is no miss
+            return tensor
+
+        kv, served = await self._reader.load(chunks, limit, made)
         self._loads += 1
-        self._requested_tokens += max(0, limit)
-        if len(served) < len(chunks) and chunks[len(served)].start < limit:
+        self._requested_tokens += max(0, limit - first)
+        if len(served) < len(chunks) and chunks[len(served)].start < ends:
             self._core.miss(chunks[len(served)].key)
         if kv is None or kv.num_tokens < max(1, self._min_retrieve_tokens):
-            return LoadedPrefix(None, 0, [], self._clock.now() - began)
+            return LoadedPrefix(None, 0, [], self._clock.now() - began, first)
         self._loaded_tokens += kv.num_tokens
         # From the back, so that the front of a prefix, without which the rest is useless, is the last to be evicted.
         promotions = [self._credit(one) for one in reversed(served)]
@@ -150,7 +174,7 @@ class KVStore:
         for one, promotion in zip(served, reversed(promotions), strict=True):
             if promotion is not None:
                 self._copies.promote(one, promotion, protect)
-        return LoadedPrefix(kv, kv.num_tokens, [one.hit for one in served], self._clock.now() - began)
+        return LoadedPrefix(kv, kv.num_tokens, [one.hit for one in served], self._clock.now() - began, first)
 
     def _credit(self, one: ServedChunk) -> Promotion | None:
         counters = self._io.counters[one.tier]

@@ -46,6 +46,50 @@ async def test_limit_may_cut_inside_a_chunk(lab, tokens, limit):
         assert same(loaded.kv, kv, min(limit, 20))
 
 
+@pytest.mark.parametrize("start", [0, 1, 7, 8, 9, 16, 19, 20])
+@pytest.mark.parametrize("limit", [3, 8, 17, 20, 99])
+async def test_a_load_may_begin_later(lab, tokens, start, limit):
+    store = lab.store(lab.tier(CPU))
+    kv = lab.kv(20)
+    await store.save(tokens, kv)
+    first, stop = start // 8 * 8, min(limit, 20)
+    loaded = await store.load_prefix(tokens, start=start, limit=limit)
+    assert (loaded.start, loaded.num_tokens) == (first, max(0, stop - first))
+    assert (loaded.kv is None) == (stop <= first)
+    if loaded.kv is not None:
+        assert same(loaded.kv, kv.tokens(first, stop))
+    assert not [event for event in lab.events if event.op == "miss"]
+
+
+async def test_a_load_that_begins_later_needs_nothing_before_it(lab, tokens):
+    store = lab.store(lab.tier(CPU))
+    kv = lab.kv(20)
+    await store.save(tokens, kv.tokens(8, 20), start=8)
+    assert (await store.load_prefix(tokens)).num_tokens == 0
+    assert same((await store.load_prefix(tokens, start=8)).kv, kv.tokens(8, 20))
+
+
+@pytest.mark.parametrize("room", [0, 1, 7, 8, 9, 11, 12])
+async def test_the_caller_makes_the_tensor_as_long_as_there_is_room(lab, tokens, room):
+    store = lab.store(lab.tier(CPU))
+    kv = lab.kv(20)
+    await store.save(tokens, kv)
+    asked = []
+
+    def make(layout, num_tokens):
+        asked.append(KVTensor.empty(layout, min(room, num_tokens)))
+        return asked[-1]
+
+    loaded = await store.load_prefix(tokens, start=8, make=make)
+    assert loaded.num_tokens == room
+    assert sum(hit.num_tokens for hit in loaded.hits) == room
+    if room:
+        assert loaded.kv is asked[0]
+        assert same(loaded.kv, kv.tokens(8, 8 + room))
+    assert not [event for event in lab.events if event.op == "miss"]
+    lab.check(store)
+
+
 async def test_a_longer_prompt_finds_the_whole_chunks_of_a_shorter_one(lab, tokens):
     store = lab.store(lab.tier(CPU))
     kv = lab.kv(20)
