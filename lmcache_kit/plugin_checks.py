@@ -26,6 +26,7 @@ _ARGUMENTS: dict[str, tuple[str, ...]] = {
     "engine": ("options", "model"),
     "eviction": ("options", "capacity_bytes"),
 }
+_SERVER_ARGUMENTS = ("options", "spec")
 
 
 def one_line(error: BaseException) -> str:
@@ -135,7 +136,13 @@ def check_record(record: object, hook: str, kind: str, *, thorough: bool) -> Non
         raise PluginError(
             f"the capabilities of {who} are {record.capabilities!r:.60}", hint='write frozenset({"name"})'
         )
-    _check_factory(record, who)
+    server = getattr(record, "server", None)
+    if server is None:
+        _check_factory(record, who, "factory", _ARGUMENTS[kind])
+    elif getattr(record, "factory", None) is not None:
+        raise PluginError(f"{who} has both a factory and a server", hint="it is made here, or runs by itself")
+    else:
+        _check_factory(record, who, "server", _SERVER_ARGUMENTS)
     for field in dataclasses.fields(record):
         value = getattr(record, field.name)
         # Annotations are text here: types behind them are not imported to look at a record.
@@ -168,12 +175,12 @@ def _check_options(record: Plugin, who: str, *, thorough: bool) -> None:
         ) from None
 
 
-def _check_factory(record: Plugin, who: str) -> None:
-    factory = getattr(record, "factory", None)
-    arguments = _ARGUMENTS[record.kind]
-    call = f"factory({', '.join(arguments)})"
+def _check_factory(record: Plugin, who: str, name: str, arguments: tuple[str, ...]) -> None:
+    """Whether the callable in the field ``name`` takes ``arguments`` by position."""
+    factory = getattr(record, name, None)
+    call = f"{name}({', '.join(arguments)})"
     if not callable(factory):
-        raise PluginError(f"the factory of {who} is {factory!r:.60}", hint=f"it is called as {call}")
+        raise PluginError(f"the {name} of {who} is {factory!r:.60}", hint=f"it is called as {call}")
     parameters = _parameters(factory)
     if parameters is _UNKNOWN:
         return
@@ -182,12 +189,12 @@ def _check_factory(record: Plugin, who: str) -> None:
     required += [each.name for each in parameters if each.kind is each.KEYWORD_ONLY and each.default is each.empty]
     if required:
         raise PluginError(
-            f"the factory of {who} wants one more argument {required[0]!r}", hint=f"it is called as {call}"
+            f"the {name} of {who} wants one more argument {required[0]!r}", hint=f"it is called as {call}"
         )
     takes_rest = any(each.kind is each.VAR_POSITIONAL for each in parameters)
     if len(by_position) < len(arguments) and not takes_rest:
         surplus = arguments[len(by_position)]
-        raise PluginError(f"the factory of {who} takes no argument for {surplus!r}", hint=f"it is called as {call}")
+        raise PluginError(f"the {name} of {who} takes no argument for {surplus!r}", hint=f"it is called as {call}")
 
 
 _UNKNOWN: list[inspect.Parameter] = []

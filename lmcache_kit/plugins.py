@@ -62,6 +62,7 @@ _HOOK_OF_KIND = {
 _DISTRIBUTION_OF: dict[tuple[str, str], str] = {
     ("compression", "cachegen"): "lmcache-kit-cachegen",
     ("engine", "transformers"): "lmcache-kit-transformers",
+    ("engine", "vllm"): "lmcache-kit-vllm",
     **{("storage", name): "lmcache-kit-fsspec" for name in ("fsspec", "fsspec_memory", "fsspec_private")},
     ("storage", "valkey"): "lmcache-kit-valkey",
 }

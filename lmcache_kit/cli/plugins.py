@@ -116,7 +116,8 @@ def _facts_of_kind(record: Plugin) -> dict[str, Any]:
     names = [field.name for field in dataclasses.fields(record) if field.name not in common]
     values = {name: getattr(record, name) for name in names}
     return {
-        name: sorted(value) if isinstance(value, frozenset) else value
+        # Of a callable, such as an engine's server, all that can be told is that it is there.
+        name: sorted(value) if isinstance(value, frozenset) else True if callable(value) else value
         for name, value in values.items()
         if value is not None
     }

@@ -6,7 +6,14 @@ from lmcache_kit.contracts.compression import (
     SupportsFitting,
     SupportsLayerwise,
 )
-from lmcache_kit.contracts.engine import Engine, EngineInfo, EngineSequence, SamplingParams
+from lmcache_kit.contracts.engine import (
+    Engine,
+    EngineInfo,
+    EngineSequence,
+    SamplingParams,
+    ServerCommand,
+    ServerSpec,
+)
 from lmcache_kit.contracts.eviction import EvictionPolicy
 from lmcache_kit.contracts.launcher import LaunchedProcess, Launcher, LaunchSpec
 from lmcache_kit.contracts.placement import PlacementPolicy, Promotion, TierView
@@ -63,6 +70,8 @@ __all__ = [
     "Reporter",
     "ReporterPlugin",
     "SamplingParams",
+    "ServerCommand",
+    "ServerSpec",
     "StorageBackend",
     "StorageContext",
     "StoragePlugin",

@@ -4,6 +4,12 @@ An engine is called from one worker thread at a time. For text to be the same wh
 loaded, an engine should compute the same prefix the same way in both cases: prefill in the blocks of
 ``prefill_block`` tokens that it is told to use, and the last prompt token on its own.
 
+An engine may also be a server of its own, such as vLLM, that keeps its KV through lmcache-kit by itself. Its record has
+a ``server`` in place of a ``factory``: it says with what command line a :class:`ServerSpec` is served, and
+``lmcache-kit serve`` becomes that command. Such a server answers ``/health``, ``/v1/models``, ``/v1/completions``,
+``/tokenize``, ``/detokenize`` and ``/metrics`` as vLLM does, joins the controller that the configuration names under
+the configuration's instance id, and ends on SIGTERM. It runs on the wall clock only.
+
 Capabilities:
     ``deterministic``: greedy output depends only on the tokens and the KV handed in, bit for bit.
 """
@@ -12,12 +18,21 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from lmcache_kit.kv.layout import KVLayout, KVTensor
 
-__all__ = ["DeclaresCosts", "Engine", "EngineInfo", "EngineSequence", "SamplingParams"]
+__all__ = [
+    "DeclaresCosts",
+    "Engine",
+    "EngineInfo",
+    "EngineSequence",
+    "SamplingParams",
+    "ServerCommand",
+    "ServerSpec",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,3 +132,40 @@ class DeclaresCosts(Protocol):
     def step_costs(self) -> Mapping[str, Any]:
         """Figures in seconds under the names of docs/reference/simulator.md (``prefill_token``, ``decode_base``...)."""
         ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerSpec:
+    """What an engine that is a server of its own has to serve.
+
+    Args:
+        model: name or path of the model.
+        host: address to listen on.
+        port: port to listen on.
+        config: LMCache's YAML file of the instance, already found to be valid; None: its settings are in the
+            environment, or the defaults.
+        served_models: names that requests use for the model, at least one; the first is the one in answers.
+        max_num_seqs: most requests worked on at the same time.
+        args: further arguments of the server's own, as the user wrote them.
+    """
+
+    model: str
+    host: str
+    port: int
+    config: Path | None
+    served_models: tuple[str, ...]
+    max_num_seqs: int
+    args: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerCommand:
+    """How a server is started.
+
+    Args:
+        argv: the program, looked for on PATH unless it is a path, and its arguments.
+        env: variables set on top of the environment.
+    """
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str] = field(default_factory=dict)

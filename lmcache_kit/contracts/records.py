@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import msgspec
 
+from lmcache_kit.errors import ConfigError
+
 if TYPE_CHECKING:
     from lmcache_kit.contracts.compression import CompressionMethod
-    from lmcache_kit.contracts.engine import Engine
+    from lmcache_kit.contracts.engine import Engine, ServerCommand, ServerSpec
     from lmcache_kit.contracts.eviction import EvictionPolicy
     from lmcache_kit.contracts.launcher import Launcher
     from lmcache_kit.contracts.placement import PlacementPolicy
@@ -108,15 +110,28 @@ class TransportPlugin(Plugin):
 
 @dataclass(frozen=True, kw_only=True)
 class EnginePlugin(Plugin):
-    """An inference engine; called with its options and the model name or path.
+    """An inference engine: exactly one of ``factory`` and ``server``.
+
+    ``factory`` is called with the options and the model name or path. An engine that is a server of its own has a
+    ``server``, called with the options and what to serve; it raises ConfigError for a program that is not installed.
 
     ``default_model`` is served when nobody names a model. It should need neither options, files nor a network;
     without one a name is asked for.
     """
 
     kind: ClassVar[str] = "engine"
-    factory: Callable[[Options, str], Engine]
+    factory: Callable[[Options, str], Engine] | None = None
+    server: Callable[[Options, ServerSpec], ServerCommand] | None = None
     default_model: str | None = None
+
+    def make(self, options: Options, model: str) -> Engine:
+        """The engine, in this process. Raises ConfigError for one that is a server of its own."""
+        if self.factory is None:
+            raise ConfigError(
+                f"engine {self.name!r} is a server of its own, which cannot be taken into another process",
+                hint="`lmcache-kit serve` and scenarios on the wall clock run it",
+            )
+        return self.factory(options, model)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -175,6 +175,8 @@ def _serve(instance: InstanceSpec, plugins: PluginRegistry, config: Path, host: 
     for name, value in engine.options.items():
         # JSON is YAML too, which is what the option takes.
         argv += ["--engine-option", f"{name}={msgspec.json.encode(value).decode()}"]
+    if engine.args:
+        argv += ["--", *map(str, engine.args)]
     return argv
 
 

@@ -58,11 +58,12 @@ class ControllerSpec(_Strict, kw_only=True, frozen=True):
 
 
 class EngineSpec(_Strict, kw_only=True, frozen=True):
-    """The inference engine of an instance."""
+    """The inference engine of an instance. ``args`` are arguments for an engine that is a server of its own."""
 
     kind: str
     model: str = ""
     options: Options = {}
+    args: list[str | int | float] = []
 
 
 class TierSpec(_Strict, kw_only=True, frozen=True):

@@ -41,6 +41,7 @@ def validate(scenario: Scenario, plugins: PluginRegistry) -> list[Workload]:
         _plugin(plugins, ReporterPlugin, reporter.kind, reporter.options, f"reporters.{index}")
     for instance in scenario.instances:
         _check_instance(instance, plugins, f"instances.{instance.id}")
+        _check_clock(instance, plugins, scenario.clock)
     _check_links(scenario)
     fault_plan(scenario, plugins)
     return make_workloads(scenario, plugins)
@@ -119,7 +120,12 @@ def _check_instance(instance: InstanceSpec, plugins: PluginRegistry, path: str) 
         raise ConfigError(
             f"{path} has no engine", hint=f"e.g. engine: {{kind: {(plugins.names('engine') or ['synthetic'])[0]}}}"
         )
-    _plugin(plugins, EnginePlugin, instance.engine.kind, instance.engine.options, f"{path}.engine")
+    engine, _ = _plugin(plugins, EnginePlugin, instance.engine.kind, instance.engine.options, f"{path}.engine")
+    if instance.engine.args and engine.server is None:
+        raise ConfigError(
+            f"{path}.engine.args: engine {engine.name!r} takes no arguments",
+            hint="they are for engines that are servers of their own, such as vllm; others have options",
+        )
     try:
         HashSpec(chunk_size=instance.chunk_size, algorithm=instance.hash_algorithm)
     except UnknownNameError:
@@ -153,6 +159,16 @@ def _check_instance(instance: InstanceSpec, plugins: PluginRegistry, path: str) 
         if location in locations:
             raise ConfigError(f"{below}: location {location!r} is already a tier of this instance", hint="name another")
         locations.add(location)
+
+
+def _check_clock(instance: InstanceSpec, plugins: PluginRegistry, clock: str) -> None:
+    assert instance.engine is not None, "checked before"
+    if clock != "wall" and plugins.get(EnginePlugin, instance.engine.kind).server is not None:
+        raise ConfigError(
+            f"instances.{instance.id}.engine: {instance.engine.kind!r} is a server of its own, which runs on the wall "
+            f"clock only, not on the {clock} one",
+            hint="simulate it with another engine of the same KV layout, and costs of your own",
+        )
 
 
 def _check_links(scenario: Scenario) -> None:

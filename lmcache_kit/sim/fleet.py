@@ -178,7 +178,7 @@ class SimFleet:
             model = spec.engine.model or record.default_model or spec.engine.kind
             # Files that its options name are found from where an instance's process would run.
             with contextlib.chdir(self._scenario.base_dir or "."):
-                self._engines[key] = record.factory(self._plugins.options(record, spec.engine.options), model)
+                self._engines[key] = record.make(self._plugins.options(record, spec.engine.options), model)
         return self._engines[key]
 
     def _config(self, spec: InstanceSpec) -> InstanceConfig:

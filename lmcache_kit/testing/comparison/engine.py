@@ -22,7 +22,7 @@ def measure(
     record: EnginePlugin, options: Options, *, seconds: float, sample: Path | None
 ) -> Mapping[str, float | int | str | None]:
     """One prompt of 512 tokens, in blocks of 256, from one thread, warm; a full hit hands in all but the last token."""
-    engine = record.factory(options, record.default_model or "check")
+    engine = record.make(options, record.default_model or "check")
     try:
         info = engine.info
         length = min(_PROMPT, info.max_model_len - _OUTPUT - 1)

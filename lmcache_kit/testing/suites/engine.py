@@ -42,7 +42,7 @@ class EngineTests(EnginePrefixTests, EngineTextTests, PluginTests):
     @pytest.fixture
     def make_engine(self, record: EnginePlugin, made_options: Options, model: str) -> Callable[[], Engine]:
         """Makes another engine of the same options; the test closes it."""
-        return lambda: made(lambda: record.factory(made_options, model))
+        return lambda: made(lambda: record.make(made_options, model))
 
     @pytest.fixture
     def subject(

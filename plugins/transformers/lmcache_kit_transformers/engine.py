@@ -95,7 +95,7 @@ class TransformersEngine(Engine):
             )
         layout = kv_layout(config, dtype)
         self.model = model
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._info = EngineInfo(
             model=name,
             fingerprint=fingerprint(model, layout, tokenizer.identity),
@@ -124,13 +124,13 @@ class TransformersEngine(Engine):
         return self._info
 
     def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
 
     def detokenize(self, tokens: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        return self._tokenizer.decode(tokens, skip_special_tokens=skip_special_tokens)
+        return self.tokenizer.decode(tokens, skip_special_tokens=skip_special_tokens)
 
     def token_text(self, token: int) -> str:
-        return self._tokenizer.piece(token)
+        return self.tokenizer.piece(token)
 
     def close(self) -> None:
         self.model = None

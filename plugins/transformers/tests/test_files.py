@@ -109,7 +109,7 @@ def test_a_text_that_is_not_there(tmp_path: Path) -> None:
 def test_a_pretrained_folder_is_the_same_model(make, engine, text_file: Path, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     engine.model.save_pretrained(folder)
-    identity = engine._tokenizer.identity.decode()
+    identity = engine.tokenizer.identity.decode()
     (tmp_path / "tokenizer.json").write_text(identity)
     PreTrainedTokenizerFast(
         tokenizer_file=str(tmp_path / "tokenizer.json"), bos_token="<s>", eos_token="</s>"
