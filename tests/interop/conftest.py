@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,8 +23,8 @@ collect_ignore_glob = [] if os.environ.get("LMCACHE_KIT_INTEROP") == "1" else ["
 
 
 def load(name: str) -> ModuleType:
-    """A module beside this file."""
-    full_name = f"interop_{name}"
+    """A module beside or below this file, such as ``processes`` or ``lmcache/peers``."""
+    full_name = f"interop_{name.replace('/', '_')}"
     if full_name not in sys.modules:
         spec = importlib.util.spec_from_file_location(full_name, HERE / f"{name}.py")
         assert spec is not None
@@ -43,6 +44,26 @@ def lmcache_env() -> Any:
 def vllm_env() -> Any:
     """The environment of real vLLM, with this checkout's distributions: as ``lmcache_env``."""
     return load("environments").environment("vllm")
+
+
+@pytest.fixture(scope="session")
+def load_module() -> Callable[[str], ModuleType]:
+    """``load_module("processes")``: a module beside or below this file."""
+    return load
+
+
+@pytest.fixture
+def processes(tmp_path: Path) -> Iterator[Any]:
+    """``processes.start(name, *command, **environment)``; all of them end with the test."""
+    with load("processes").processes_in(tmp_path) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def module_processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """As ``processes``, for a whole file of tests."""
+    with load("processes").processes_in(tmp_path_factory.mktemp("processes")) as found:
+        yield found
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -134,7 +134,7 @@ class Environment:
         return done.stdout
 
     def pip(self, *arguments: str) -> None:
-        command = [self.python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        command = [self.python, "-m", "pip", "install", "--quiet", "--no-warn-conflicts"]
         command += [*shlex.split(os.environ.get("PIP_ARGS", "")), *arguments]
         print(f"{self.recipe.name}: pip install", *arguments, file=sys.stderr, flush=True)
         subprocess.run(command, check=True, stdout=sys.stderr)
