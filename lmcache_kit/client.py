@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -17,7 +17,7 @@ import msgspec
 
 from lmcache_kit.errors import ConfigError, LMCacheKitError, UnavailableError, error_from_status
 
-__all__ = ["Completion", "ControllerClient", "InstanceClient"]
+__all__ = ["Completion", "ControllerClient", "InstanceClient", "cache_facts"]
 
 Position = tuple[str, str]
 """``(instance id, location)``."""
@@ -219,6 +219,19 @@ def _job(instance_id: str, method: str, location: str, tokens: Sequence[int] | N
     return {"instance_id": instance_id, "method": method, "location": location, "tokens": held}
 
 
+def cache_facts(answer: Mapping[str, Any]) -> dict[str, Any]:
+    """What an instance says of its cache beside a completion; empty when it says nothing.
+
+    Our own says it under ``lmcache_kit`` (docs/reference/http.md). vLLM with our connector says the same one level
+    deeper, under ``kv_transfer_params``, and nothing beside a streamed answer.
+    """
+    found = answer.get("lmcache_kit")
+    if not isinstance(found, dict):
+        params = answer.get("kv_transfer_params")
+        found = params.get("lmcache_kit") if isinstance(params, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
     """A finished completion.
@@ -241,6 +254,11 @@ class Completion:
     def cached_tokens(self) -> int:
         """Prompt tokens that were loaded instead of computed."""
         return int((self.usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0)
+
+    @property
+    def cache(self) -> dict[str, Any]:
+        """Of :func:`cache_facts`."""
+        return cache_facts(self.raw)
 
 
 class InstanceClient(_Client):

@@ -28,13 +28,14 @@ class EventSink(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InstanceHandle:
-    """A running instance; ``locations`` are its tiers, fastest first."""
+    """A running instance; ``locations`` are its tiers, fastest first, ``chunk_size`` is in tokens, None: not known."""
 
     instance_id: str
     url: str
     client: InstanceClient
     locations: tuple[str, ...]
     model: str
+    chunk_size: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

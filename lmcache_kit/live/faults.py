@@ -33,7 +33,9 @@ def new_token() -> str:
 def with_token(plan: FleetPlan, token: str) -> FleetPlan:
     """The plan of a fleet whose instances take faults from the holder of ``token``."""
     instances = tuple(
-        replace(planned, spec=replace(planned.spec, env={**planned.spec.env, TOKEN_VARIABLE: token}))
+        planned
+        if planned.server
+        else replace(planned, spec=replace(planned.spec, env={**planned.spec.env, TOKEN_VARIABLE: token}))
         for planned in plan.instances
     )
     return replace(plan, instances=instances)
@@ -63,7 +65,11 @@ class WallFaults:
     ) -> None:
         self._plan = plan
         self._planned = {planned.instance_id: planned for planned in plan.instances}
-        self._clients = {name: _FaultClient(planned.url, token=token) for name, planned in self._planned.items()}
+        self._clients = {
+            name: _FaultClient(planned.url, token=token)
+            for name, planned in self._planned.items()
+            if not planned.server
+        }
         self._supervisor = supervisor
         self._fleet = fleet
         self._event_logs = event_logs
@@ -90,11 +96,16 @@ class WallFaults:
         else:
             planned = self._planned[target]
             set_aside(self._event_logs[target])
-            # What is in force must hold from its first moment on, before it can be asked over HTTP.
-            faults = msgspec.json.encode(self._faults(target)).decode()
-            spec = replace(planned.spec, env={**planned.spec.env, FAULTS_VARIABLE: faults})
+            spec = planned.spec
+            if not planned.server:
+                # What is in force must hold from its first moment on, before it can be asked over HTTP.
+                faults = msgspec.json.encode(self._faults(target)).decode()
+                spec = replace(spec, env={**spec.env, FAULTS_VARIABLE: faults})
+            before = await self._fleet.registered_at(target) if planned.server else None
             await self._supervisor.restart(spec, ports=planned.ports)
-            await self._fleet.instance_back(target, joins=partial(self._joins, target), timeout=self._timeout)
+            await self._fleet.instance_back(
+                target, joins=partial(self._joins, target), before=before, timeout=self._timeout
+            )
         self._down.discard(target)
         if target != CONTROLLER:
             await self._tell(target)  # what changed while it started

@@ -15,6 +15,7 @@ from lmcache_kit.units import format_count
 __all__ = ["Fleet"]
 
 _POLL_SECONDS = 0.05
+_TELL_SECONDS = 10.0
 
 
 class Fleet:
@@ -33,6 +34,8 @@ class Fleet:
         self.controller = ControllerClient(plan.controller_url)
         self.instances: dict[str, InstanceHandle] = {}
         self._clients = {planned.instance_id: InstanceClient(planned.url) for planned in plan.instances}
+        self._servers = {planned.instance_id for planned in plan.instances if planned.server}
+        self._awaited: list[str] = []
 
     async def boot(self, *, timeout: float) -> None:
         """Start everything and wait until it serves. Raises UnavailableError naming what is not ready in time."""
@@ -42,7 +45,12 @@ class Fleet:
         await self._supervisor.start(self._plan.controller, ports=self._plan.controller_ports)
         for planned in self._plan.instances:
             await self._supervisor.start(planned.spec, ports=planned.ports)
-        await self._supervisor.run(self._until_ready(deadline, timeout), during="start-up")
+        telling = asyncio.create_task(self._tell_awaited(timeout))
+        try:
+            await self._supervisor.run(self._until_ready(deadline, timeout), during="start-up")
+        finally:
+            telling.cancel()
+            await asyncio.gather(telling, return_exceptions=True)
 
     async def close(self) -> None:
         """Close the clients."""
@@ -51,11 +59,14 @@ class Fleet:
 
     async def _until_ready(self, deadline: float, timeout: float) -> None:
         late = f"within startup_timeout ({timeout:g} s)"
+        self._awaited = ["the controller", *(f"instance {name}" for name in self._clients)]
         await self._poll(self.controller.ready, deadline, f"the controller is not ready {late}")
+        self._awaited.remove("the controller")
         self._progress(f"controller ready at {self._plan.controller_url}")
         await asyncio.gather(
             *(self._instance_ready(planned.instance_id, deadline, late) for planned in self._plan.instances)
         )
+        self._awaited = ["every instance to join the controller"]
         await self._poll(self._all_registered, deadline, f"not every instance has joined the controller {late}")
         for planned in self._plan.instances:
             client = self._clients[planned.instance_id]
@@ -65,12 +76,23 @@ class Fleet:
                 client=client,
                 locations=planned.locations,
                 model=await client.model(),
+                chunk_size=planned.chunk_size,
             )
 
     async def _instance_ready(self, instance_id: str, deadline: float, late: str) -> None:
         client = self._clients[instance_id]
         await self._poll(client.ready, deadline, f"instance {instance_id} is not ready {late}")
+        self._awaited.remove(f"instance {instance_id}")
         self._progress(f"instance {instance_id} ready at {client.url}")
+
+    async def _tell_awaited(self, timeout: float) -> None:
+        """Say now and then what is still being waited for: a real engine may take minutes."""
+        loop = asyncio.get_running_loop()
+        begin = loop.time()
+        while True:
+            await asyncio.sleep(_TELL_SECONDS)
+            waited = f"{loop.time() - begin:.0f} s of at most {timeout:g} s"
+            self._progress(f"waiting for {', '.join(self._awaited)} ({waited})")
 
     async def _all_registered(self) -> bool:
         return await self._registered(set(self._clients))
@@ -82,14 +104,28 @@ class Fleet:
             return False
         return instances <= {info["instance_id"] for info in infos}
 
-    async def instance_back(self, instance_id: str, *, joins: Callable[[], bool], timeout: float) -> None:
+    async def registered_at(self, instance_id: str) -> float | None:
+        """When an instance joined the controller, in seconds since 1970; None when that cannot be told."""
+        try:
+            infos = (await self.controller.workers(instance_id))["worker_infos"]
+        except LMCacheKitError:
+            return None
+        return max((float(info["registration_time"]) for info in infos), default=None)
+
+    async def instance_back(
+        self, instance_id: str, *, joins: Callable[[], bool], before: float | None, timeout: float
+    ) -> None:
         """Wait until an instance that was started again serves and, while it ``joins`` the controller, is known to it.
 
-        Raises UnavailableError when that takes longer than ``timeout`` seconds.
+        Args:
+            instance_id: the instance.
+            joins: whether it reaches the controller now.
+            before: when it had joined the controller the last time, of :meth:`registered_at`.
+            timeout: seconds after which UnavailableError is raised.
         """
         deadline = asyncio.get_running_loop().time() + timeout
         await self._poll(
-            lambda: self._told_everything({instance_id}) if joins() else self._clients[instance_id].ready(),
+            lambda: self._back(instance_id, before) if joins() else self._clients[instance_id].ready(),
             deadline,
             f"instance {instance_id} is not back within startup_timeout ({timeout:g} s)",
         )
@@ -109,13 +145,30 @@ class Fleet:
     async def _all_known(self, instances: set[str]) -> bool:
         return await self._registered(instances) and await self._told_everything(instances)
 
+    async def _back(self, instance_id: str, before: float | None) -> bool:
+        if not await self._told_everything({instance_id}):
+            return False
+        # The controller may know a server of its own from the time before, and only we know that it was killed.
+        return instance_id not in self._servers or await self.registered_at(instance_id) != before
+
     async def _told_everything(self, instances: set[str]) -> bool:
-        """Whether the instances have joined the controller and told it what they hold, as far as they know."""
+        """Whether the instances have joined the controller and told it what they hold.
+
+        Ours are asked themselves; of those that are servers of their own, the controller is.
+        """
         try:
-            workers = [(await self._clients[name].health())["worker"] for name in instances]
+            workers = [(await self._clients[name].health())["worker"] for name in instances - self._servers]
+            if not all(worker["registered"] and worker["synced"] for worker in workers):
+                return False
+            for name in instances & self._servers:
+                infos = (await self.controller.workers(name))["worker_infos"]
+                if not infos or any(info["syncing"] or info["sync_reason"] is not None for info in infos):
+                    return False
+                if not await self._clients[name].ready():
+                    return False
         except LMCacheKitError:
             return False
-        return all(worker["registered"] and worker["synced"] for worker in workers)
+        return True
 
     async def _poll(self, ready: Callable[[], Awaitable[bool]], deadline: float, message: str) -> None:
         while not await ready():

@@ -16,7 +16,7 @@ from lmcache_kit.live.ports import PortPicker
 from lmcache_kit.plugins import PluginRegistry
 from lmcache_kit.scenario import document
 from lmcache_kit.scenario.model import InstanceSpec, Scenario
-from lmcache_kit.scenario.validate import location_of
+from lmcache_kit.scenario.validate import is_server, location_of
 
 __all__ = ["FleetPlan", "PlannedInstance", "instance_settings", "plan_fleet"]
 
@@ -34,6 +34,8 @@ class PlannedInstance:
         peer_url: where other instances reach it.
         locations: its tiers, fastest first.
         ports: the scenario settings of its ports.
+        chunk_size: tokens per chunk; None: not known.
+        server: whether its engine is a server of its own, which answers as vLLM does and takes no faults.
     """
 
     instance_id: str
@@ -42,6 +44,8 @@ class PlannedInstance:
     peer_url: str
     locations: tuple[str, ...]
     ports: str
+    chunk_size: int | None = None
+    server: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +130,8 @@ def plan_fleet(scenario: Scenario, plugins: PluginRegistry, folder: OutputFolder
                 peer_url=peers[instance.id],
                 locations=tuple(location_of(tier, plugins) for tier in instance.tiers),
                 ports=f"{prefix}.port, {prefix}.worker_port or {prefix}.peer_port",
+                chunk_size=settings["chunk_size"],
+                server=is_server(instance, plugins),
             )
         )
     return FleetPlan(

@@ -27,7 +27,7 @@ from lmcache_kit.plugins import PluginRegistry
 from lmcache_kit.report.build import build_report, plugin_facts, result_entry
 from lmcache_kit.scenario import Scenario, dump_scenario, evaluate, fault_plan, parse_expectations, validate
 from lmcache_kit.scenario.model import ReporterSpec
-from lmcache_kit.scenario.validate import plugins_used
+from lmcache_kit.scenario.validate import plugins_used, startup_timeout
 
 __all__ = ["Run", "write_reports"]
 
@@ -110,11 +110,12 @@ class Run:
                 plan = with_token(plan, token)
             fleet = Fleet(plan, supervisor, self._progress)
             logs = {planned.instance_id: self._folder.cache_events(planned.instance_id) for planned in plan.instances}
-            target = WallFaults(plan, token, supervisor, fleet, logs, timeout=self._scenario.startup_timeout)
+            timeout = startup_timeout(self._scenario, self._plugins)
+            target = WallFaults(plan, token, supervisor, fleet, logs, timeout=timeout)
             faults = FaultDriver(self._faults, target, clock=self._clock, emit=events.write)
             try:
                 begin = self._clock.now()
-                await fleet.boot(timeout=self._scenario.startup_timeout)
+                await fleet.boot(timeout=timeout)
                 self._boot_seconds = self._clock.now() - begin
                 events.write("fleet_ready", seconds=self._boot_seconds, instances=list(fleet.instances))
                 await supervisor.run(faults.start(), during="the first faults")

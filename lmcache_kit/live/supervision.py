@@ -17,7 +17,9 @@ __all__ = ["Supervisor", "last_lines"]
 
 T = TypeVar("T")
 
-GRACE_SECONDS = 5.0
+GRACE_SECONDS = 20.0
+"""Only what has a reason takes them: a server that computes in processes of its own waits for those to end."""
+
 LOG_LINES = 15
 _LATE_SECONDS = 0.5
 _LOG_BYTES = 16_384

@@ -192,7 +192,7 @@ class Scenario(_Strict, kw_only=True, frozen=True):
 
     ``base_dir`` is the folder that relative paths start from; left out, the folder of the scenario's file. ``costs`` is
     what things cost under the virtual clock: a file, or a mapping; docs/reference/simulator.md has its keys. Without
-    ``events`` nothing is written to events.jsonl.
+    ``events`` nothing is written to events.jsonl. ``startup_timeout`` left out depends on the engines.
     """
 
     name: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=64)]
@@ -201,7 +201,7 @@ class Scenario(_Strict, kw_only=True, frozen=True):
     seed: Annotated[int, Meta(ge=0, le=2**32 - 1)] = 0
     base_dir: str | None = None
     launcher: LauncherSpec = msgspec.field(default_factory=LauncherSpec)
-    startup_timeout: Seconds = 120.0
+    startup_timeout: Seconds | None = None
     controller: ControllerSpec = msgspec.field(default_factory=ControllerSpec)
     instance_defaults: InstanceDefaults = msgspec.field(default_factory=InstanceDefaults)
     instances: Annotated[list[InstanceSpec], Meta(min_length=1)]

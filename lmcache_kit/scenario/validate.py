@@ -28,7 +28,19 @@ from lmcache_kit.scenario.fault_plan import make_fault_plan
 from lmcache_kit.scenario.model import InstanceSpec, Scenario, TierSpec
 from lmcache_kit.units import parse_bandwidth, parse_duration, parse_size
 
-__all__ = ["fault_plan", "location_of", "make_workloads", "plugins_used", "validate"]
+__all__ = [
+    "fault_plan",
+    "is_server",
+    "location_of",
+    "make_workloads",
+    "plugins_used",
+    "startup_timeout",
+    "validate",
+]
+
+STARTUP_SECONDS = 120.0
+SERVER_STARTUP_SECONDS = 600.0
+"""A server of its own may read gigabytes and compile before it answers."""
 
 
 def validate(scenario: Scenario, plugins: PluginRegistry) -> list[Workload]:
@@ -50,7 +62,31 @@ def validate(scenario: Scenario, plugins: PluginRegistry) -> list[Workload]:
 def fault_plan(scenario: Scenario, plugins: PluginRegistry) -> FaultPlan:
     """The scenario's faults as either clock carries them out. Raises ConfigError with the path of what is wrong."""
     locations = {each.id: [location_of(tier, plugins) for tier in each.tiers] for each in scenario.instances}
-    return make_fault_plan(scenario, plugins, locations)
+    plan = make_fault_plan(scenario, plugins, locations)
+    servers = {each.id for each in scenario.instances if is_server(each, plugins)}
+    for fault in plan.faults:
+        concerned = sorted(servers.intersection(fault.target))
+        if concerned and fault.kind not in ("kill", "restart"):
+            raise ConfigError(
+                f"faults.{fault.position}.{fault.kind}: the engine of instance {concerned[0]!r} is a server of its "
+                "own, which cannot be asked for it",
+                hint="it can be killed and restarted",
+            )
+    return plan
+
+
+def is_server(instance: InstanceSpec, plugins: PluginRegistry) -> bool:
+    """Whether the engine of a valid instance is a server of its own."""
+    assert instance.engine is not None, "checked by validate"
+    return plugins.get(EnginePlugin, instance.engine.kind).server is not None
+
+
+def startup_timeout(scenario: Scenario, plugins: PluginRegistry) -> float:
+    """Seconds until every process must be ready."""
+    if scenario.startup_timeout is not None:
+        return scenario.startup_timeout
+    servers = any(is_server(instance, plugins) for instance in scenario.instances)
+    return SERVER_STARTUP_SECONDS if servers else STARTUP_SECONDS
 
 
 def location_of(tier: TierSpec, plugins: PluginRegistry) -> str:
@@ -163,7 +199,7 @@ def _check_instance(instance: InstanceSpec, plugins: PluginRegistry, path: str) 
 
 def _check_clock(instance: InstanceSpec, plugins: PluginRegistry, clock: str) -> None:
     assert instance.engine is not None, "checked before"
-    if clock != "wall" and plugins.get(EnginePlugin, instance.engine.kind).server is not None:
+    if clock != "wall" and is_server(instance, plugins):
         raise ConfigError(
             f"instances.{instance.id}.engine: {instance.engine.kind!r} is a server of its own, which runs on the wall "
             f"clock only, not on the {clock} one",

@@ -227,6 +227,7 @@ class SimFleet:
             client=client,  # type: ignore[arg-type]  # the same methods
             locations=tuple(tier.location for tier in member.tiers),
             model=model,
+            chunk_size=member.config.hash_spec.chunk_size,
         )
 
     # --- links -------------------------------------------------------------------------------------------------------

@@ -15,6 +15,9 @@ from lmcache_kit.traffic.windows import in_windows
 
 __all__ = ["Measures"]
 
+# What only our own server tells beside every answer.
+_BYTES = {"stored_tokens", "loaded_bytes", "loaded_kv_bytes", "stored_bytes", "stored_kv_bytes"}
+
 
 class Measures:
     """Takes requests as they end; what it keeps of one are a few numbers.
@@ -70,7 +73,7 @@ class Measures:
             self._hit_blocks += hit + (cached >= prompt - 1 and prompt % self._block_size > 0)
         if request.promised is not None:
             self._promise(request.promised, prompt, cached)
-        self._facts(done.raw.get("lmcache_kit"))
+        self._facts(done.cache)
         self._arrivals.append(request.arrival - self.start)
         self._prompt.append(prompt)
         self._cached.append(cached)
@@ -91,8 +94,8 @@ class Measures:
         else:
             self._over_tokens -= short
 
-    def _facts(self, facts: Mapping[str, Any] | None) -> None:
-        if not facts or "loaded_bytes" not in facts:
+    def _facts(self, facts: Mapping[str, Any]) -> None:
+        if not facts.keys() >= _BYTES:
             self._tells_bytes = False
             return
         self._stored_tokens += facts["stored_tokens"]
@@ -119,6 +122,7 @@ class Measures:
         locations: Counter[str] = Counter()
         for tally in self._tallies:
             locations.update(tally.by_location)
+        told = all(tally.tells for tally in self._tallies)
         served = self._requests - failed
         return {
             "counts": {
@@ -147,7 +151,7 @@ class Measures:
             "first_admission_hit_rate": ratio(self._first_cached, self._first_prompt),
             "chunk_token_hit_rate": ratio(full, prompt) if known_chunks else None,
             "block_hit_rate": ratio(self._hit_blocks, self._blocks),
-            "cached_tokens_by_location": dict(sorted(locations.items())),
+            "cached_tokens_by_location": dict(sorted(locations.items())) if told else None,
             "throughput": {
                 "requests_per_second": served / seconds if seconds else None,
                 "prompt_tokens_per_second": prompt / seconds if seconds else None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from lmcache_kit.client import Completion
@@ -18,13 +17,24 @@ class Tally:
         chunk_size: the instance's, in tokens; None when it does not tell.
     """
 
-    __slots__ = ("by_location", "cached_tokens", "chunk_size", "failed", "full_chunk_tokens", "prompt_tokens", "served")
+    __slots__ = (
+        "by_location",
+        "cached_tokens",
+        "chunk_size",
+        "failed",
+        "full_chunk_tokens",
+        "prompt_tokens",
+        "served",
+        "tells",
+    )
 
     def __init__(self, chunk_size: int | None) -> None:
         self.chunk_size = chunk_size
         self.served = self.failed = 0
         self.prompt_tokens = self.cached_tokens = self.full_chunk_tokens = 0
         self.by_location: dict[str, int] = {}
+        self.tells = True
+        """Whether the instance told where cached tokens came from, each time that there were some."""
 
     def add(self, request: Request, done: Completion, cached: int) -> None:
         """Count a request that the instance answered."""
@@ -35,9 +45,10 @@ class Tally:
             self.cached_tokens += cached
             if self.chunk_size is not None:
                 self.full_chunk_tokens += whole(prompt, cached, self.chunk_size) * self.chunk_size
-            facts: Mapping[str, Any] = done.raw.get("lmcache_kit") or {}
+            places = done.cache.get("cached_tokens_by_location")
+            self.tells &= places is not None
             held = self.by_location
-            for location, tokens in (facts.get("cached_tokens_by_location") or {}).items():
+            for location, tokens in (places or {}).items():
                 held[location] = held.get(location, 0) + tokens
 
     def values(self, most_in_flight: int, times_down: int) -> dict[str, Any]:
@@ -48,7 +59,7 @@ class Tally:
             "prompt_tokens": self.prompt_tokens,
             "cached_tokens": self.cached_tokens,
             "hit_rate": ratio(self.cached_tokens, self.prompt_tokens),
-            "cached_tokens_by_location": dict(sorted(self.by_location.items())),
+            "cached_tokens_by_location": dict(sorted(self.by_location.items())) if self.tells else None,
             "most_in_flight": most_in_flight,
             "times_away": times_down,
         }

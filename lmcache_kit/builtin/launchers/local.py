@@ -8,7 +8,9 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Awaitable, Callable
 
+from lmcache_kit.builtin.launchers.guard import Guard
 from lmcache_kit.contracts.launcher import LaunchedProcess, Launcher, LaunchSpec
 from lmcache_kit.errors import UnavailableError
 from lmcache_kit.plugins import ALLOW_VARIABLE, MODULES_VARIABLE
@@ -20,44 +22,50 @@ _KEPT = (ALLOW_VARIABLE, MODULES_VARIABLE)
 
 
 class LocalProcess(LaunchedProcess):
-    """A child process. It leads a process group, so what it starts ends with it."""
+    """A child process. It leads a process group, so what it starts ends with it; ``gone`` is called once it has."""
 
-    def __init__(self, name: str, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, name: str, process: asyncio.subprocess.Process, gone: Callable[[int], Awaitable[None]]) -> None:
         self.name = name
         self.pid = process.pid
         self._process = process
+        self._gone = gone
 
     async def wait(self) -> int:
         return await self._process.wait()
 
     async def stop(self, *, grace: float) -> None:
         if self._process.returncode is None:
-            self._signal(signal.SIGTERM)
+            # To itself alone: how its children end in order is its own business.
+            with contextlib.suppress(ProcessLookupError):
+                self._process.terminate()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._process.wait(), grace)
         await self.kill()
 
     async def kill(self) -> None:
         # Also when the process itself has ended: what it started may not have.
-        self._signal(signal.SIGKILL)
-        await self._process.wait()
-
-    def _signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, number)
+            os.killpg(self.pid, signal.SIGKILL)
+        await self._process.wait()
+        await self._gone(self.pid)
 
 
 class LocalLauncher(Launcher):
     """Starts ``lmcache-kit`` with this interpreter.
 
     A process has a session of its own, so Ctrl-C reaches the runner alone, which then ends the fleet in order. Should
-    the runner itself die without a word, the kernel ends the processes (see the module ``child``).
+    the runner itself die without a word, the kernel ends the processes (see the module ``child``), and a guard what
+    they have started (see the module ``guard``).
     """
+
+    def __init__(self) -> None:
+        self._guard: Guard | None = None
 
     async def launch(self, spec: LaunchSpec) -> LocalProcess:
         environment = {**_inherited(), "PYTHONUNBUFFERED": "1", **spec.env}
         command = [sys.executable, "-m", "lmcache_kit.builtin.launchers.child", str(os.getpid()), *spec.argv]
         try:
+            self._guard = self._guard or await Guard.start()
             spec.log.parent.mkdir(parents=True, exist_ok=True)
             with spec.log.open("ab") as log:
                 process = await asyncio.create_subprocess_exec(
@@ -71,7 +79,13 @@ class LocalLauncher(Launcher):
                 )
         except OSError as error:
             raise UnavailableError(f"{spec.name} cannot be started: {error}") from None
-        return LocalProcess(spec.name, process)
+        await self._guard.watch(process.pid)
+        return LocalProcess(spec.name, process, self._guard.forget)
+
+    async def close(self) -> None:
+        guard, self._guard = self._guard, None
+        if guard is not None:
+            await guard.close()
 
 
 def _inherited() -> dict[str, str]:

@@ -11,6 +11,7 @@ from lmcache_kit.builtin.workloads.measures import measured, run_limited
 from lmcache_kit.builtin.workloads.options import CompletionsOptions, PromptOptions
 from lmcache_kit.builtin.workloads.prompts import make_prompts, route
 from lmcache_kit.builtin.workloads.served import Prompt, Served, instance_of, served
+from lmcache_kit.client import cache_facts
 from lmcache_kit.contracts.workload import Workload, WorkloadContext, WorkloadResult
 from lmcache_kit.errors import ConfigError
 from lmcache_kit.report.percentiles import summarize
@@ -104,7 +105,7 @@ class CompletionsWorkload(Workload):
             seconds = context.clock.now() - begin
             text = raw["choices"][0]["text"]
         request = _Request(
-            Served(prompt, prompt.instance, text, ttft, []), seconds, raw.get("usage", {}), raw.get("lmcache_kit", {})
+            Served(prompt, prompt.instance, text, ttft, []), seconds, raw.get("usage", {}), cache_facts(raw)
         )
         context.emit(
             "request",
@@ -132,11 +133,16 @@ def _values(requests: Sequence[_Request], seconds: float) -> dict[str, Any]:
     def ttft(only: Sequence[_Request]) -> dict[str, float] | None:
         return summarize([each.served.ttft_seconds for each in only if each.served.ttft_seconds is not None])
 
-    locations: Counter[str] = Counter()
-    codecs: Counter[str] = Counter()
-    for request in requests:
-        locations.update(request.facts.get("cached_tokens_by_location", {}))
-        codecs.update(request.facts.get("codecs", {}))
+    def counted(key: str) -> dict[str, int] | None:
+        """None when the instance of a request that had cached tokens does not tell; without any there is nothing."""
+        if any(request.cached_tokens and key not in request.facts for request in requests):
+            return None
+        counts: Counter[str] = Counter()
+        for request in requests:
+            counts.update(request.facts.get(key, {}))
+        return dict(counts)
+
+    stored = over("stored_tokens")
     prompt_tokens = total("prompt_tokens")
     cached = sum(request.cached_tokens for request in requests)
     through = _bytes(requests)
@@ -153,9 +159,9 @@ def _values(requests: Sequence[_Request], seconds: float) -> dict[str, Any]:
         completion_tokens=total("completion_tokens"),
         cached_tokens=cached,
         hit_rate=cached / prompt_tokens if prompt_tokens else None,
-        stored_tokens=int(sum(over("stored_tokens"))),
-        cached_tokens_by_location=dict(locations),
-        chunks_read_by_codec=dict(codecs),
+        stored_tokens=int(sum(stored)) if len(stored) == len(requests) else None,
+        cached_tokens_by_location=counted("cached_tokens_by_location"),
+        chunks_read_by_codec=counted("codecs"),
         ttft_seconds=ttft(requests),
         ttft_cold_seconds=ttft([request for request in requests if request.cached_tokens == 0]),
         ttft_cached_seconds=ttft([request for request in requests if request.cached_tokens > 0]),
@@ -172,7 +178,7 @@ def _bytes(requests: Sequence[_Request]) -> dict[str, int | None]:
     raw = stored = 0
     for request in requests:
         facts = request.facts
-        if "loaded_bytes" not in facts:
+        if not facts.keys() >= {"loaded_bytes", "loaded_kv_bytes", "stored_bytes", "stored_kv_bytes"}:
             return {"bytes_before": None, "bytes_after": None}
         raw += facts["loaded_kv_bytes"] + facts["stored_kv_bytes"]
         stored += facts["loaded_bytes"] + facts["stored_bytes"]

@@ -9,7 +9,7 @@ from lmcache_kit.builtin.workloads.distinct import distinct_tokens, without_repe
 from lmcache_kit.builtin.workloads.holdings import held_bytes
 from lmcache_kit.builtin.workloads.measures import measured
 from lmcache_kit.builtin.workloads.options import JobOptions
-from lmcache_kit.builtin.workloads.served import Served, served, tokens_of
+from lmcache_kit.builtin.workloads.served import Served, chunk_size_of, served, tokens_of
 from lmcache_kit.contracts.workload import Workload, WorkloadContext, WorkloadResult
 from lmcache_kit.errors import LMCacheKitError
 from lmcache_kit.report.percentiles import summarize
@@ -63,7 +63,7 @@ class JobWorkload(Workload):
             )
         seconds = context.clock.now() - start
         # Chunks that an earlier prompt shares were done with it, and a job counts those that it finds done.
-        chunk_size = int((await context.instances[concerned[0]].client.health()).get("chunk_size", 256))
+        chunk_size = await chunk_size_of(context.instances[concerned[0]]) or 256
         tokens = min(distinct_tokens(prompts, chunk_size), sum(state["tokens_done"] for state in states))
         values = measured(
             counts={"jobs": len(states)},

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lmcache_kit.contracts.workload import InstanceHandle, WorkloadContext
-from lmcache_kit.errors import InvalidRequestError, UnknownNameError
+from lmcache_kit.errors import InvalidRequestError, LMCacheKitError, UnknownNameError
 
-__all__ = ["Prompt", "Served", "instance_of", "served", "tokens_of"]
+__all__ = ["Prompt", "Served", "chunk_size_of", "instance_of", "served", "tokens_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,3 +59,14 @@ async def tokens_of(context: WorkloadContext, entry: Served) -> list[int]:
     if not entry.tokens:
         entry.tokens.extend(await instance_of(context, entry.instance_id).client.tokenize(entry.prompt.text))
     return entry.tokens
+
+
+async def chunk_size_of(handle: InstanceHandle) -> int | None:
+    """Tokens per chunk of an instance; None when neither the runner knows nor the instance tells, or it is away."""
+    if handle.chunk_size is not None:
+        return handle.chunk_size
+    try:
+        size = (await handle.client.health()).get("chunk_size")
+    except LMCacheKitError:
+        return None
+    return None if size is None else int(size)

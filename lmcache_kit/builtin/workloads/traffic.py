@@ -6,9 +6,10 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lmcache_kit.builtin.workloads.served import chunk_size_of
 from lmcache_kit.builtin.workloads.traffic_options import TrafficOptions
-from lmcache_kit.contracts.workload import InstanceHandle, Workload, WorkloadContext, WorkloadResult
-from lmcache_kit.errors import ConfigError, LMCacheKitError
+from lmcache_kit.contracts.workload import Workload, WorkloadContext, WorkloadResult
+from lmcache_kit.errors import ConfigError
 from lmcache_kit.traffic.dispatch import Dispatcher
 from lmcache_kit.traffic.draws import Draws
 from lmcache_kit.traffic.measures import Measures
@@ -57,7 +58,7 @@ class TrafficWorkload(Workload):
         options = self._options
         handles = {name: context.instances[name] for name in options.instances or context.instances}
         source = self._source(context)
-        sizes = await asyncio.gather(*(_chunk_size(handle) for handle in handles.values()))
+        sizes = await asyncio.gather(*(chunk_size_of(handle) for handle in handles.values()))
         measures = Measures(dict(zip(handles, sizes, strict=True)), source.block_size)
         player = Player(
             source, clock=context.clock, time_scale=options.time_scale, max_output_tokens=options.max_output_tokens
@@ -132,15 +133,6 @@ def _described(source: Source) -> str:
     return f"{format_count(source.facts['requests'], 'requests')} ({kind.replace('_', ' ')})"
 
 
-async def _chunk_size(handle: InstanceHandle) -> int | None:
-    """None when the instance does not tell, as a real vLLM server, or is away."""
-    try:
-        size = (await handle.client.health()).get("chunk_size")
-    except LMCacheKitError:
-        return None
-    return None if size is None else int(size)
-
-
 def _emit(context: WorkloadContext, names: Sequence[str], request: Request, start: float) -> None:
     done, record = request.completion, request.record
     facts: dict[str, Any] = {
@@ -163,6 +155,6 @@ def _emit(context: WorkloadContext, names: Sequence[str], request: Request, star
             "cached_tokens": done.cached_tokens,
             "ttft_seconds": request.queue_seconds + done.ttft_seconds,
             "seconds": request.queue_seconds + done.seconds,
-            "cache": done.raw.get("lmcache_kit", {}),
+            "cache": done.cache,
         }
     context.emit("request", **facts)

@@ -158,7 +158,7 @@ class Fleet:
     def __init__(self) -> None:
         self.waited: list[Any] = []
 
-    async def instance_back(self, instance_id: str, *, joins: Any, timeout: float) -> None:
+    async def instance_back(self, instance_id: str, *, joins: Any, before: Any, timeout: float) -> None:
         self.waited.append((instance_id, joins()))
 
     async def controller_back(self, instances: Any, *, timeout: float) -> None:
