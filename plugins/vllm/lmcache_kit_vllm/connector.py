@@ -5,7 +5,9 @@ Written for vLLM 0.32; vLLM calls this interface experimental.
 
 from __future__ import annotations
 
+import logging
 import os
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,6 +19,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorRole,
     KVConnectorWorkerMetadata,
 )
+from vllm.v1.metrics.cache_hit_source import CacheHitSource
 
 from lmcache_kit.clock import WallClock
 from lmcache_kit.errors import ConfigError
@@ -46,6 +49,8 @@ if TYPE_CHECKING:
 
 __all__ = ["LMCacheKitConnector"]
 
+_SOURCES = {"LocalCPUBackend": CacheHitSource.HOST, "LocalDiskBackend": CacheHitSource.DISK}
+
 
 @dataclass
 class _Metadata(KVConnectorMetadata):
@@ -72,6 +77,7 @@ class LMCacheKitConnector(KVConnectorBase_V1):
 
     def __init__(self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig) -> None:
         super().__init__(vllm_config=vllm_config, role=role, kv_cache_config=kv_cache_config)
+        _log_with_vllm()
         options = read_options(self._kv_transfer_config.kv_connector_extra_config)
         self._layout = kv_layout(vllm_config, kv_cache_config)
         self._layer_names = layer_names(kv_cache_config)
@@ -196,6 +202,13 @@ class LMCacheKitConnector(KVConnectorBase_V1):
     def update_state_after_alloc(self, request: Request, blocks: KVCacheBlocks, num_external_tokens: int) -> None:
         self._on_scheduler().allocated(request, num_external_tokens)
 
+    def get_external_cache_hit_sources(self, request: Request, num_external_tokens: int) -> dict[CacheHitSource, int]:
+        """vLLM's names for the tiers; those it has no name for are unspecified."""
+        sources: Counter[CacheHitSource] = Counter()
+        for location, tokens in self._on_scheduler().hit_locations(request.request_id).items():
+            sources[_SOURCES.get(location, CacheHitSource.EXTERNAL_UNSPECIFIED)] += tokens
+        return dict(sources)
+
     def build_connector_meta(self, scheduler_output: SchedulerOutput) -> KVConnectorMetadata:
         return _Metadata(self._on_scheduler().plan(scheduler_output))
 
@@ -239,6 +252,17 @@ class LMCacheKitConnector(KVConnectorBase_V1):
     @classmethod
     def build_prom_metrics(cls, *args: Any) -> KVConnectorPromMetrics | None:
         return CacheMetrics(*args)
+
+
+def _log_with_vllm() -> None:
+    """Have our log lines appear among vLLM's, which sets up the log of its own package alone."""
+    vllm = logging.getLogger("vllm")
+    for name in ("lmcache_kit", "lmcache_kit_vllm"):
+        logger = logging.getLogger(name)
+        if not logger.handlers:
+            logger.handlers = list(vllm.handlers)
+            logger.setLevel(vllm.level)
+            logger.propagate = vllm.propagate
 
 
 def _is_layerwise(config: VllmConfig, options: ConnectorOptions) -> bool:

@@ -25,7 +25,7 @@ __all__ = ["HeadShare", "HostCopier", "Placed", "RankCopier", "RankSide", "head_
 log = logging.getLogger(__name__)
 
 Placed = tuple[Copy, torch.Tensor, torch.Tensor, torch.Tensor]
-"""A copy, its bits in the staging memory ``[L, P, T, h, D]``, and its tokens' places: block and token in it, ``[T]``."""
+"""A copy, its bits in the staging memory ``[L, P, T, h, D]``, and the places (block, token) ``[T]`` of its tokens."""
 
 
 @dataclass(frozen=True, slots=True)

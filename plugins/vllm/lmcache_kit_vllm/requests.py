@@ -59,7 +59,7 @@ class TrackedRequest:
     request: Any
     saved: int = 0
     blocks: list[int] = field(default_factory=list)
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=lambda: {"cached_tokens_by_location": {}, "codecs": {}})
     stores: bool = True
 
     def give(self, blocks: list[int], *, replace: bool) -> None:

@@ -145,6 +145,11 @@ class SchedulerSide:
         else:
             self._prefetcher.release(prefetch)
 
+    def hit_locations(self, request_id: str) -> dict[str, int]:
+        """How many of the tokens that are loaded for a request come from which location."""
+        tracked = self._tracked.get(request_id)
+        return dict(tracked.facts["cached_tokens_by_location"]) if tracked is not None else {}
+
     # --- each step ---------------------------------------------------------------------------------------------------
 
     def plan(self, output: SchedulerOutput) -> StepPlan:
