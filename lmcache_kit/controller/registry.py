@@ -16,6 +16,9 @@ __all__ = ["MAX_WORKERS", "Registry", "Worker", "WorkerId", "announced_spec"]
 MAX_WORKERS = 16384
 """A bound on what strangers can make the controller remember."""
 
+_MEMORY = "LocalCPUBackend"
+"""LMCache's workers announce no order of their locations; this one is their fastest, whichever reported first."""
+
 WorkerId = tuple[str, int]
 """``(instance id, worker id)``."""
 
@@ -73,9 +76,10 @@ class Worker:
         return f"{self.instance_id}/{self.worker_id}"
 
     def location_order(self) -> list[str]:
-        """Its locations, fastest first as announced, then the others in the order in which they showed up."""
+        """Its locations, fastest first as announced, then its memory, then the others as they showed up."""
         announced = self.locations or ()
-        return [*announced, *(location for location in self.slots if location not in announced)]
+        others = [location for location in self.slots if location not in announced]
+        return [*announced, *sorted(others, key=lambda location: location != _MEMORY)]
 
 
 def announced_spec(message: RegisterMsg | HeartbeatMsg, default: HashSpec) -> tuple[HashSpec, bool]:

@@ -51,6 +51,15 @@ def test_best_location_is_the_longest_then_the_faster_as_announced(rig):
     assert list(rig.core.lookup(TOKENS).holders["a"]) == ["cpu", "disk"]
 
 
+def test_memory_is_the_faster_location_of_a_worker_that_announced_none(rig):
+    rig.register()
+    for location in ("LocalDiskBackend", "Another", "LocalCPUBackend"):
+        rig.admit(rig.hashes(TOKENS)[:1], location=location)
+    result = rig.core.lookup(TOKENS)
+    assert result.layout == {"a": ("LocalCPUBackend", 4)}
+    assert list(result.holders["a"]) == ["LocalCPUBackend", "LocalDiskBackend", "Another"]
+
+
 def test_a_chunk_counts_when_all_ranks_hold_their_share(rig):
     keys = rig.hashes(TOKENS)
     rig.register(worker=0)
