@@ -28,7 +28,17 @@ class EventSink(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InstanceHandle:
-    """A running instance; ``locations`` are its tiers, fastest first, ``chunk_size`` is in tokens, None: not known."""
+    """A running instance.
+
+    Args:
+        instance_id: its id.
+        url: its HTTP address.
+        client: a client of it.
+        locations: its tiers, fastest first.
+        model: the model that it serves.
+        chunk_size: tokens per chunk; None: not known.
+        server: whether its engine is a server of its own, such as vLLM: its metrics may be older than its last answer.
+    """
 
     instance_id: str
     url: str
@@ -36,6 +46,7 @@ class InstanceHandle:
     locations: tuple[str, ...]
     model: str
     chunk_size: int | None = None
+    server: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

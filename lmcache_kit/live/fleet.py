@@ -77,6 +77,7 @@ class Fleet:
                 locations=planned.locations,
                 model=await client.model(),
                 chunk_size=planned.chunk_size,
+                server=planned.server,
             )
 
     async def _instance_ready(self, instance_id: str, deadline: float, late: str) -> None:

@@ -6,8 +6,8 @@ from typing import Any
 
 import msgspec
 
-from lmcache_kit.contracts.records import PLUGIN_KINDS
-from lmcache_kit.plugins import PluginRegistry
+from lmcache_kit.contracts.records import PLUGIN_KINDS, EnginePlugin
+from lmcache_kit.plugins import PluginRegistry, RegisteredPlugin
 from lmcache_kit.scenario.fault_plan import FAULT_KINDS
 from lmcache_kit.scenario.model import Scenario
 
@@ -31,6 +31,8 @@ def scenario_schema(plugins: PluginRegistry) -> dict[str, Any]:
     options = _option_schemas(plugins)
     for model, (kind, short) in _PLUGIN_KIND.items():
         components[model] = _with_plugins(components[model], kind, plugins.names(kind), short=short)
+    for engine in _objects(components["EngineSpec"]):
+        engine["allOf"] += [_without_args(entry.record.name) for entry in plugins.all("engine") if _takes_none(entry)]
     for tier in _objects(components["TierSpec"]):
         tier["properties"]["eviction"] = {**tier["properties"]["eviction"], "enum": plugins.names("eviction")}
         default = tier["properties"]["eviction"]["default"]
@@ -91,6 +93,18 @@ def _choices(kind: str, key: str, options: str, names: list[str], default: str |
         }
         for name in names
     ]
+
+
+def _takes_none(entry: RegisteredPlugin) -> bool:
+    return isinstance(entry.record, EnginePlugin) and entry.record.server is None
+
+
+def _without_args(name: str) -> dict[str, Any]:
+    """Arguments are for engines that are servers of their own."""
+    return {
+        "if": {"properties": {"kind": {"const": name}}, "required": ["kind"]},
+        "then": {"properties": {"args": {"maxItems": 0}}},
+    }
 
 
 def _by_name(kind: str, plugins: PluginRegistry) -> dict[str, Any]:

@@ -120,9 +120,9 @@ def _is_unusable(result: CheckResult) -> bool:
 
 
 def _once(results: list[CheckResult]) -> list[CheckResult]:
-    """Without the tests that were skipped because of what the first such result says."""
+    """Without the tests that were skipped for a reason that an earlier such result says."""
     kept: list[CheckResult] = []
     for result in results:
-        if not (_is_unusable(result) and any(_is_unusable(each) for each in kept)):
+        if not (_is_unusable(result) and any(each.detail == result.detail for each in kept if _is_unusable(each))):
             kept.append(result)
     return kept

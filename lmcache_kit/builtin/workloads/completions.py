@@ -162,6 +162,7 @@ def _values(requests: Sequence[_Request], seconds: float) -> dict[str, Any]:
         stored_tokens=int(sum(stored)) if len(stored) == len(requests) else None,
         cached_tokens_by_location=counted("cached_tokens_by_location"),
         chunks_read_by_codec=counted("codecs"),
+        loaded_ratio=_loaded_ratio(requests),
         ttft_seconds=ttft(requests),
         ttft_cold_seconds=ttft([request for request in requests if request.cached_tokens == 0]),
         ttft_cached_seconds=ttft([request for request in requests if request.cached_tokens > 0]),
@@ -183,6 +184,17 @@ def _bytes(requests: Sequence[_Request]) -> dict[str, int | None]:
         raw += facts["loaded_kv_bytes"] + facts["stored_kv_bytes"]
         stored += facts["loaded_bytes"] + facts["stored_bytes"]
     return {"bytes_before": raw, "bytes_after": stored}
+
+
+def _loaded_ratio(requests: Sequence[_Request]) -> float | None:
+    """Bytes of KV that was loaded to the bytes it was loaded from; None when nothing was, or nobody told."""
+    raw = stored = 0
+    for request in requests:
+        if request.cached_tokens and not request.facts.keys() >= {"loaded_bytes", "loaded_kv_bytes"}:
+            return None
+        raw += request.facts.get("loaded_kv_bytes", 0)
+        stored += request.facts.get("loaded_bytes", 0)
+    return raw / stored if stored else None
 
 
 def _comparison(entries: Sequence[Served], name: str, context: WorkloadContext) -> dict[str, Any]:

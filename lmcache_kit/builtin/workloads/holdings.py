@@ -18,10 +18,13 @@ async def held_bytes(
 ) -> int | None:
     """Bytes in the tiers of some instances (None: all), in one location or in all.
 
-    None when an instance does not tell, as a real vLLM server would not.
+    None when an instance does not tell, or may tell what was so a while ago: vLLM brings its metrics up to date when it
+    works on requests, and what jobs change meanwhile is not in them.
     """
     total = 0
     for instance_id in context.instances if instances is None else instances:
+        if context.instances[instance_id].server:
+            return None
         metrics = await context.instances[instance_id].client.metrics()
         used = [
             sample

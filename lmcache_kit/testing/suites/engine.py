@@ -18,13 +18,14 @@ from lmcache_kit.kv.layout import KVTensor
 from lmcache_kit.testing.suites.base import PluginTests, examples, made, refusal
 from lmcache_kit.testing.suites.engine_prefix import EnginePrefixTests
 from lmcache_kit.testing.suites.engine_runs import GREEDY, OUTPUT, Completed, bits, complete, prompts
+from lmcache_kit.testing.suites.engine_server import EngineServerTests
 from lmcache_kit.testing.suites.engine_text import EngineTextTests
 
 __all__ = ["EngineTests"]
 
 
-class EngineTests(EnginePrefixTests, EngineTextTests, PluginTests):
-    """What :class:`lmcache_kit.contracts.Engine` promises.
+class EngineTests(EnginePrefixTests, EngineTextTests, EngineServerTests, PluginTests):
+    """What :class:`lmcache_kit.contracts.Engine` promises, or the ``server`` of an engine that is one of its own.
 
     Optional fixture: ``model``, the name to serve; the record's ``default_model``, or any name, where it is not given.
     One engine serves all tests of a class, one after another.
@@ -48,6 +49,8 @@ class EngineTests(EnginePrefixTests, EngineTextTests, PluginTests):
     def subject(
         self, request: pytest.FixtureRequest, record: EnginePlugin, made_options: Options, model: str, make_engine: Any
     ) -> Any:
+        if record.server is not None:
+            pytest.skip(f"it cannot be used here: {record.name} is a server of its own")
         # Models are slow to make. What one test leaves behind in an engine, the next one finds.
         node = request.node.getparent(pytest.Class)
         engines = node.stash.setdefault(_ENGINES, {})
