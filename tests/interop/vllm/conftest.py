@@ -13,8 +13,12 @@ import pytest
 CHECKOUT = Path(__file__).parents[3]
 # Large enough that a prompt of 2,000 tokens takes much longer to compute than to load.
 SMALL = {
-    **{"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 6, "num_attention_heads": 8},
-    **{"num_key_value_heads": 2, "max_position_embeddings": 8192},
+    "hidden_size": 512,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 8192,
 }
 # The tokenizer of LMCache's documents; heads of 64, which vLLM's attention on CPUs takes.
 DOCUMENTS = {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 8192}

@@ -5,8 +5,8 @@
 A job is ``{"engine": arguments of vllm.LLM, "block_multiple": N or null, "store": folder or null, "chunk_size": N,
 "steps": [step]}``. Steps:
 
-* ``{"do": "generate", "prompts": [[token]], "max_tokens": N}`` -> for each prompt ``tokens``, ``cached`` tokens and what
-  the connector said;
+* ``{"do": "generate", "prompts": [[token]], "max_tokens": N}`` -> for each prompt ``tokens``, ``cached`` tokens and
+  what the connector said;
 * ``{"do": "await_blobs", "count": N}``: until so many blobs are in the folder ``store``, a disk tier's;
 * ``{"do": "wipe"}``: overwrite the whole paged KV cache;
 * ``{"do": "compare_store", "prompt": [token]}``: what the store holds of a prompt with what the model computed;

@@ -63,8 +63,12 @@ class VllmServer:
     def body(self, prompt: Sequence[int] | str, max_tokens: int, **more: Any) -> Json:
         given = prompt if isinstance(prompt, str) else list(prompt)
         return {
-            **{"model": self.model, "prompt": given, "max_tokens": max_tokens, "temperature": 0},
-            **{"ignore_eos": True, "return_token_ids": True},
+            "model": self.model,
+            "prompt": given,
+            "max_tokens": max_tokens,
+            "temperature": 0,
+            "ignore_eos": True,
+            "return_token_ids": True,
             **more,
         }
 
@@ -314,8 +318,12 @@ class InProcess:
         folder = self.folder / name
         folder.mkdir()
         arguments = {
-            **{"model": str(self.model), "enforce_eager": True, "max_model_len": 2048, "dtype": "float32"},
-            **{"enable_prefix_caching": False, "kv_cache_memory_bytes": 2**28},
+            "model": str(self.model),
+            "enforce_eager": True,
+            "max_model_len": 2048,
+            "dtype": "float32",
+            "enable_prefix_caching": False,
+            "kv_cache_memory_bytes": 2**28,
             **(engine or {}),
         }
         variables = dict(QUIET)
@@ -338,7 +346,6 @@ class InProcess:
 
 def clean_environment() -> dict[str, str]:
     """This process's environment without what configures an instance."""
-    import os
 
     return {
         name: value

@@ -1,12 +1,13 @@
 """KV that is stored and loaded is what the model computed, bit for bit, in every layer.
 
-What the model computed is caught where vLLM writes it into its blocks. `vllm serve` on a CPU refuses blocks of 16 tokens
-("No common block size for 16"), though its kernels have them: for these the engine of the test says that it takes
-multiples of 16.
+What the model computed is caught where vLLM writes it into its blocks. `vllm serve` on a CPU refuses blocks of 16
+tokens ("No common block size for 16"), though its kernels have them: for these the engine of the test says that it
+takes multiples of 16.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -24,11 +25,10 @@ CASES = {
 
 
 @pytest.fixture(scope="module")
-def runs(request: pytest.FixtureRequest, in_process: Any, prompts: Any) -> dict[str, Future[list[Any]]]:
+def runs(request: pytest.FixtureRequest, in_process: Any, prompts: Any) -> Iterator[dict[str, Future[list[Any]]]]:
     """The selected cases, two at a time: most of an engine's time is importing."""
     selected = [case for case in CASES if any(f"[{case}]" in item.nodeid for item in request.session.items)]
     pool = ThreadPoolExecutor(2)
-    request.addfinalizer(lambda: pool.shutdown(cancel_futures=True))
     prompt = prompts.prompt("bits", PROMPT_TOKENS)
 
     def run(case: str) -> list[Any]:
@@ -52,7 +52,8 @@ def runs(request: pytest.FixtureRequest, in_process: Any, prompts: Any) -> dict[
             chunk_size=chunk_size,
         )
 
-    return {case: pool.submit(run, case) for case in selected}
+    yield {case: pool.submit(run, case) for case in selected}
+    pool.shutdown(cancel_futures=True)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """LMCache's two documents with vLLM itself: their configurations and curl commands, in their order.
 
-Their `vllm serve` names our connector, and a folder under the name of their model: it has the token ids of their prompt.
+Their `vllm serve` names our connector, and a folder under the name of their model: it has the token ids of their
+prompt.
 tests/integration/documents does the same with our own server, and compares the texts below with the documents'.
 """
 
@@ -104,7 +105,8 @@ class Documents:
         bin_folder = Path(self.env.bin("vllm")).parent
         variables = {
             **self.servers.QUIET,
-            **{"LMCACHE_CONFIG_FILE": "example.yaml", "VLLM_CPU_KVCACHE_SPACE": "1"},
+            "LMCACHE_CONFIG_FILE": "example.yaml",
+            "VLLM_CPU_KVCACHE_SPACE": "1",
             **({} if hash_seed is None else {"PYTHONHASHSEED": hash_seed}),
         }
         command = "exec " + str(bin_folder) + "/" + SERVE.format(model=self.model, more=more)

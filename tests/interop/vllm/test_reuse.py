@@ -85,7 +85,7 @@ def test_abandoned(
     assert cold.tokens == expected["abandoned"][:16]
     # Whatever the abandoned ones left is whole chunks, and nothing is kept from being evicted.
     assert cold.cached % 256 == 0
-    for number in range(4):
+    for _ in range(4):
         server.abandon(prompt, after=0.02, max_tokens=2000)
     warm = server.complete(prompt, 16)
     assert warm.tokens == cold.tokens
