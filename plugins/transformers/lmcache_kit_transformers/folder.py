@@ -12,6 +12,7 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from lmcache_kit.cli.values import key_values
 from lmcache_kit.contracts import EnginePlugin
@@ -37,6 +38,7 @@ def write_folder(model: str, options: TransformersOptions, folder: Path) -> None
 
     if folder.exists():
         raise ConfigError(f"{folder} is there already", hint="name a new folder")
+    fast: Any = PreTrainedTokenizerFast
     engine = make_engine(options, model)
     made = engine.tokenizer
     if not isinstance(made, LibraryTokenizer):
@@ -51,9 +53,8 @@ def write_folder(model: str, options: TransformersOptions, folder: Path) -> None
         unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         try:
             engine.model.save_pretrained(str(unfinished))
-            PreTrainedTokenizerFast(
-                tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **named
-            ).save_pretrained(str(unfinished))
+            written = fast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **named)
+            written.save_pretrained(str(unfinished))
             _for_every_version(unfinished / "tokenizer_config.json")
             unfinished.chmod(0o755)
             os.replace(unfinished, folder)

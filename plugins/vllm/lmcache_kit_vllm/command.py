@@ -30,6 +30,8 @@ _OURS = {
     "--max-num-seqs": "the instance's max_num_seqs",
     "--kv-transfer-config": "the engine's option connector",
 }
+# Without it vLLM kills its engine's process while that still says good-bye to the controller.
+_SHUTDOWN = ("--shutdown-timeout", "10")
 _WITH_OPTIONS = {
     "--dtype": "dtype",
     "--max-model-len": "max_model_len",
@@ -58,6 +60,8 @@ def server_command(options: VllmOptions, spec: ServerSpec) -> ServerCommand:
         argv += ["--gpu-memory-utilization", str(options.gpu_memory_utilization)]
     if options.prefix_caching is not None:
         argv.append("--enable-prefix-caching" if options.prefix_caching else "--no-enable-prefix-caching")
+    if _SHUTDOWN[0] not in map(_flag, spec.args):
+        argv += _SHUTDOWN
     env = {} if spec.config is None else {_CONFIG_VARIABLE: str(spec.config)}
     if _QUIET_VARIABLE not in os.environ:
         env[_QUIET_VARIABLE] = "1"  # a measurement reports to nobody unless its owner says so
@@ -80,12 +84,17 @@ def _transfer(connector: ConnectorOptions) -> dict[str, object]:
 
 def _check_arguments(options: VllmOptions, args: Sequence[str]) -> None:
     for argument in args:
-        flag = argument.partition("=")[0].replace("_", "-") if argument.startswith("--") else argument
+        flag = _flag(argument)
         if flag in _OURS:
             raise ConfigError(f"the argument {flag} is {_OURS[flag]}", hint="set that, and leave the argument out")
         option = _WITH_OPTIONS.get(flag)
         if option is not None and getattr(options, option) is not None:
             raise ConfigError(f"the argument {flag} and the option {option} are both given", hint="give one")
+
+
+def _flag(argument: str) -> str:
+    """The flag of an argument as vLLM takes it: underscores are hyphens, a value may stand behind an equals sign."""
+    return argument.partition("=")[0].replace("_", "-") if argument.startswith("--") else argument
 
 
 def _executable(given: str | None) -> str:
