@@ -102,10 +102,11 @@ class Prefetcher:
 
         store = self._cache.store
         try:
-            held = max(store.lookup(tokens).values(), default=0)
-            if prefetch.limit <= start:
-                return None, held
-            return await store.load_prefix(tokens, start=start, limit=prefetch.limit, make=make), held
+            loaded = None
+            if start < prefetch.limit:
+                loaded = await store.load_prefix(tokens, start=start, limit=prefetch.limit, make=make)
+            # Asked afterwards: the load drops what is damaged.
+            return loaded, max(store.lookup(tokens).values(), default=0)
         except LMCacheKitError as error:
             log.warning("no cached prefix is used: %s", error.detail)
         except Exception:  # a storage plugin may raise anything; the prompt can still be computed
