@@ -269,7 +269,7 @@ def _is_layerwise(config: VllmConfig, options: ConnectorOptions) -> bool:
     """Whether the model announces each layer in every step."""
     if options.layerwise is not None:
         return options.layerwise
-    return config.model_config.enforce_eager or config.device_config.device_type == "cpu"
+    return bool(config.model_config.enforce_eager) or config.device_config.device_type == "cpu"
 
 
 def _cpu_places(cache: torch.Tensor, isa: str) -> torch.Tensor:

@@ -41,6 +41,8 @@ class CacheStats(KVConnectorStats):
     {"tiers": {location: {name: number}}, "worker": {name: number}}.
     """
 
+    data: dict[str, Any]
+
     def reset(self) -> None:
         self.data = {}
 

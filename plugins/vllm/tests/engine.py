@@ -296,7 +296,7 @@ class Engine:
         return report
 
     def _compute(self, part: Rank, layer: int, request: Request, truth: np.ndarray, stop: int) -> None:
-        """The attention of one layer: the new tokens' KV is written, and all before it read, which is where it shows."""
+        """The attention of one layer: the new tokens' KV is written, and all before it read."""
         share = slice(part.share.start, part.share.stop)
         block, offset = self._places(request, 0, stop)
         mine = torch.from_numpy(np.ascontiguousarray(truth[layer, :, :stop, share]))
