@@ -10,7 +10,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import httpx
 
@@ -108,6 +108,11 @@ class Processes:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._started: list[Process] = []
+        self._clients = contextlib.ExitStack()
+
+    def client(self, url: str) -> httpx.Client:
+        """For requests to one of them."""
+        return self._clients.enter_context(httpx.Client(base_url=url, timeout=60.0, trust_env=False))
 
     def start(self, name: str, *command: object, **environment: str) -> Process:
         log = self.folder / f"{name}.{len(self._started)}.log"
@@ -115,6 +120,7 @@ class Processes:
         return self._started[-1]
 
     def end(self) -> None:
+        self._clients.close()
         for process in reversed(self._started):
             process.end(signal.SIGKILL)
 
@@ -126,7 +132,3 @@ def processes_in(folder: Path) -> Iterator[Processes]:
         yield found
     finally:
         found.end()
-
-
-def http(url: str, **settings: Any) -> httpx.Client:
-    return httpx.Client(base_url=url, timeout=60.0, trust_env=False, **settings)

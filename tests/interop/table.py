@@ -23,6 +23,7 @@ class Table:
     def __init__(self) -> None:
         self.rows: dict[str, dict[str, Any]] = {}
 
+    @pytest.hookimpl(tryfirst=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         for item in items:
             if HERE not in item.path.parents:
@@ -30,6 +31,10 @@ class Table:
             whats = [mark.args[0] for mark in item.iter_markers("exercises")] or [item.name]
             peers = [name for fixture, name in PEERS.items() if fixture in getattr(item, "fixturenames", ())]
             self.rows[item.nodeid] = {"whats": whats, "peers": peers, "seconds": 0.0, "outcome": "not run"}
+
+    def pytest_deselected(self, items: list[pytest.Item]) -> None:
+        for item in items:
+            self.rows.pop(item.nodeid, None)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         row = self.rows.get(report.nodeid)

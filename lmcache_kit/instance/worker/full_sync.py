@@ -6,7 +6,7 @@ import asyncio
 import logging
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lmcache_kit.errors import LMCacheKitError, UnavailableError
 from lmcache_kit.messages import (
@@ -53,6 +53,8 @@ class FullSync:
     request: Request
     push: Push
     deadline: float = 60.0
+    _begun: dict[str, str] = field(default_factory=dict, init=False)
+    """Location -> the sync of it that did not come to its end."""
 
     async def run(self, location: str, keys: Sequence[int]) -> None:
         """Sync one location. Raises LMCacheKitError when the controller refuses it or it does not come to an end."""
@@ -63,21 +65,9 @@ class FullSync:
             raise UnavailableError(f"the full sync of {location} did not end within {self.deadline:g} s") from None
 
     async def _run(self, location: str, keys: Sequence[int]) -> None:
-        sync_id = f"{self.instance_id}_{self.worker_id}_{uuid.uuid4().hex[:12]}"
         # An empty location sends one empty batch, as LMCache's own workers do.
         count = max(1, -(-len(keys) // BATCH_KEYS))
-        start = FullSyncStartMsg(
-            instance_id=self.instance_id,
-            worker_id=self.worker_id,
-            location=location,
-            sync_id=sync_id,
-            total_keys=len(keys),
-            batch_count=count,
-        )
-        reply = await self.request(start)
-        if not isinstance(reply, FullSyncStartRetMsg) or not reply.accepted:
-            why = (reply.error_msg if isinstance(reply, FullSyncStartRetMsg) else None) or "no reason given"
-            raise LMCacheKitError(f"the controller did not accept the full sync of {location}: {why}")
+        sync_id = await self._start(location, len(keys), count)
         await self._send(location, sync_id, keys, range(count))
         status = FullSyncStatusMsg(instance_id=self.instance_id, worker_id=self.worker_id, sync_id=sync_id)
         pause, missing, fruitless = _FIRST_POLL, set[int](), 0
@@ -87,6 +77,7 @@ class FullSync:
             if not isinstance(answer, FullSyncStatusRetMsg):
                 raise LMCacheKitError(f"the controller does not answer for the full sync of {location}")
             if answer.is_complete:
+                del self._begun[location]
                 return
             # The status may overtake batches that are still on their way; lost are those missing twice in a row.
             now = {batch for batch in answer.missing_batches if 0 <= batch < count}
@@ -99,6 +90,30 @@ class FullSync:
                     log.info("full sync of %s: sending %d lost batches again", location, len(lost))
                 await self._send(location, sync_id, keys, lost)
             pause = min(pause * 2, _SLOWEST_POLL)
+
+    async def _start(self, location: str, total: int, count: int) -> str:
+        """The id of a sync that the controller accepted."""
+        why = ""
+        # A controller of LMCache 0.5 lets no other sync begin before the last one ended, and waits for that for ever;
+        # the same one may begin again.
+        for sync_id in (f"{self.instance_id}_{self.worker_id}_{uuid.uuid4().hex[:12]}", self._begun.get(location)):
+            if sync_id is None:
+                break
+            start = FullSyncStartMsg(
+                instance_id=self.instance_id,
+                worker_id=self.worker_id,
+                location=location,
+                sync_id=sync_id,
+                total_keys=total,
+                batch_count=count,
+            )
+            self._begun.setdefault(location, sync_id)  # it may be accepted without our hearing of it
+            reply = await self.request(start)
+            if isinstance(reply, FullSyncStartRetMsg) and reply.accepted:
+                self._begun[location] = sync_id
+                return sync_id
+            why = (reply.error_msg if isinstance(reply, FullSyncStartRetMsg) else None) or "no reason given"
+        raise LMCacheKitError(f"the controller did not accept the full sync of {location}: {why}")
 
     async def _send(self, location: str, sync_id: str, keys: Sequence[int], batches: Sequence[int]) -> None:
         for batch in batches:

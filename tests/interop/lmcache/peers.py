@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 import yaml
-from interop_processes import Process, Processes, eventually, free_port_row, free_ports, http
+from interop_processes import Process, Processes, eventually, free_port_row, free_ports
 
 CPU, DISK = "LocalCPUBackend", "LocalDiskBackend"
 
@@ -44,7 +44,7 @@ class Controller:
 
     def __init__(self, processes: Processes, program: list[str], ports: Ports, options: list[str]) -> None:
         self.ports = ports
-        self.client = http(f"http://127.0.0.1:{ports.http}")
+        self.client = processes.client(f"http://127.0.0.1:{ports.http}")
         self._processes = processes
         self._command = [*program, "--host", "127.0.0.1", "--port", str(ports.http), *ports.options, *options]
         self.process: Process
@@ -88,6 +88,13 @@ def real_controller(processes: Processes, environment: Any, ports: Ports, *optio
     return Controller(processes, [environment.bin("lmcache_controller")], ports, list(options))
 
 
+def with_peers(channel: str) -> dict[str, Any]:
+    """Settings of a worker that others reach."""
+    init, lookup = free_ports(2)
+    ports = {"p2p_init_ports": [init], "p2p_lookup_ports": [lookup]}
+    return {"enable_p2p": True, "p2p_host": "127.0.0.1", **ports, "transfer_channel": channel}
+
+
 class RealWorker:
     """LMCache's standalone engine with its worker, unmodified; KV is stored and read by its internal API."""
 
@@ -115,7 +122,7 @@ class RealWorker:
             **keys,
             "extra_config": {**QUICK_SYNC, **keys.pop("extra_config", {})},
         }
-        self.client = http(f"http://127.0.0.1:{first + 1}")
+        self.client = processes.client(f"http://127.0.0.1:{first + 1}")
         self._processes = processes
         self._environment = environment
         self._seed = hash_seed
@@ -127,9 +134,7 @@ class RealWorker:
         config.write_text(yaml.safe_dump(self.settings))
         command = [self._environment.python, "-m", "lmcache.v1.standalone", "--config", config]
         shape = ["--model-name", MODEL, "--kv-shape", "32,2,256,2,16"]
-        self.process = self._processes.start(
-            self.instance, *command, *shape, **OFFLINE, PYTHONHASHSEED=self._seed
-        )
+        self.process = self._processes.start(self.instance, *command, *shape, **OFFLINE, PYTHONHASHSEED=self._seed)
         self.process.wait_for(lambda: self.client.get("/version").status_code == 200, "answers")
 
     def _call(self, path: str, first: int, last: int) -> Any:
@@ -166,7 +171,7 @@ class OurInstance:
             "p2p_init_ports": [peer],
             **keys,
         }
-        self.client = http(f"http://127.0.0.1:{self.port}")
+        self.client = processes.client(f"http://127.0.0.1:{self.port}")
         self._processes = processes
         self._options = options
         self.process: Process
@@ -182,7 +187,9 @@ class OurInstance:
         self.process.wait_for(lambda: self.client.get("/health").status_code == 200, "answers")
 
     def complete(self, prompt: str) -> dict[str, Any]:
-        answer = self.client.post("/v1/completions", json={"model": "m", "prompt": prompt, "max_tokens": 2})
+        answer = self.client.post(
+            "/v1/completions", json={"model": "m", "prompt": prompt, "max_tokens": 2, "temperature": 0}
+        )
         assert answer.status_code == 200, answer.text
         return dict(answer.json())
 
