@@ -32,6 +32,7 @@ Push = Callable[[Sequence[FullSyncBatchMsg | FullSyncEndMsg]], Awaitable[None]]
 
 _FIRST_POLL = 0.02
 _SLOWEST_POLL = 1.0
+_MOST_BEGUN = 4
 _FRUITLESS_POLLS = 10
 """Answers in a row that nothing is missing and yet the sync is not complete."""
 
@@ -53,8 +54,8 @@ class FullSync:
     request: Request
     push: Push
     deadline: float = 60.0
-    _begun: dict[str, str] = field(default_factory=dict, init=False)
-    """Location -> the sync of it that did not come to its end."""
+    _begun: dict[str, list[str]] = field(default_factory=dict, init=False)
+    """Location -> syncs of it that may have begun and did not come to their end, the last one first."""
 
     async def run(self, location: str, keys: Sequence[int]) -> None:
         """Sync one location. Raises LMCacheKitError when the controller refuses it or it does not come to an end."""
@@ -96,9 +97,10 @@ class FullSync:
         why = ""
         # A controller of LMCache 0.5 lets no other sync begin before the last one ended, and waits for that for ever;
         # the same one may begin again.
-        for sync_id in (f"{self.instance_id}_{self.worker_id}_{uuid.uuid4().hex[:12]}", self._begun.get(location)):
-            if sync_id is None:
-                break
+        begun = self._begun.setdefault(location, [])
+        begun.insert(0, f"{self.instance_id}_{self.worker_id}_{uuid.uuid4().hex[:12]}")
+        del begun[_MOST_BEGUN:]
+        for sync_id in tuple(begun):
             start = FullSyncStartMsg(
                 instance_id=self.instance_id,
                 worker_id=self.worker_id,
@@ -107,11 +109,11 @@ class FullSync:
                 total_keys=total,
                 batch_count=count,
             )
-            self._begun.setdefault(location, sync_id)  # it may be accepted without our hearing of it
-            reply = await self.request(start)
+            reply = await self.request(start)  # when no answer comes, it may have been accepted
             if isinstance(reply, FullSyncStartRetMsg) and reply.accepted:
-                self._begun[location] = sync_id
+                begun[:] = [sync_id]
                 return sync_id
+            begun.remove(sync_id)
             why = (reply.error_msg if isinstance(reply, FullSyncStartRetMsg) else None) or "no reason given"
         raise LMCacheKitError(f"the controller did not accept the full sync of {location}: {why}")
 
