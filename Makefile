@@ -61,9 +61,9 @@ coverage: $(INSTALLED)  ## branches of the controller, the instance, kv and the 
 	$(BIN)/python .ci/branch_coverage.py $(OUT)/coverage.json 95
 
 # Compiling for a GPU takes some ten seconds a program.
-test-gpu: $(INSTALLED)  ## the kernels compiled for the GPU at hand, and cachegen on it
+test-gpu: $(INSTALLED)  ## the kernels compiled for the GPU at hand, cachegen and the vLLM connector on it
 	$(BIN)/python -m pytest kernels/tests -k "pallas and not interpret and not lower" --timeout 600 $(PYTEST_ARGS)
-	$(BIN)/python -m pytest plugins/cachegen/tests/test_gpu.py --timeout 600 $(PYTEST_ARGS)
+	$(BIN)/python -m pytest plugins/cachegen/tests/test_gpu.py plugins/vllm/tests/test_cuda.py --timeout 600 $(PYTEST_ARGS)
 
 SECONDS := 60
 fuzz: $(INSTALLED)  ## search for bytes that a decoder does not survive, $(SECONDS) for each; finds go to $(OUT)/fuzz

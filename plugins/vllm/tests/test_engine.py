@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from lmcache_kit.instance.store.prefix import chunks_of
 from lmcache_kit.kv.layout import KVLayout
 
 CHUNK = 8
@@ -156,10 +156,11 @@ def test_damaged_chunks_are_computed_again(engine, tmp_path: Path):
     disk = {"local_cpu": False, "local_disk": f"file://{tmp_path}/disk", "max_local_disk_size": 1}
     made = engine(settings=disk)
     served(made, PROMPT)
-    files = sorted((file for file in (tmp_path / "disk").rglob("*") if file.is_file()), key=os.path.getmtime)
-    data = bytearray(files[1].read_bytes())
+    second = chunks_of(made.cache.store.hasher, made.cache.store.model, PROMPT)[1]
+    [file] = (tmp_path / "disk").rglob(f"*{second.name}*")
+    data = bytearray(file.read_bytes())
     data[-3] ^= 1
-    files[1].write_bytes(data)
+    file.write_bytes(data)
     assert served(made, PROMPT).loaded == 8
     assert served(made, PROMPT).loaded == 20, "and stored again"
 
