@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from lmcache_kit_vllm import tiny_model as tiny_models
+from lmcache_kit_vllm.options import ConnectorOptions
 from lmcache_kit_vllm.plugin import VllmOptions, lmcache_kit_engines
 from lmcache_kit_vllm.tiny_model import tiny_model
 
@@ -228,3 +229,9 @@ def test_a_look_at_the_plugin_imports_nothing_heavy() -> None:
 def test_options_have_the_defaults_of_vllm() -> None:
     given = VllmOptions()
     assert (given.executable, given.dtype, given.max_model_len, given.prefix_caching) == (None,) * 4
+
+
+def test_the_readme_names_every_option() -> None:
+    text = (Path(__file__).parents[1] / "README.md").read_text()
+    for name in (*VllmOptions.__struct_fields__, *ConnectorOptions.__struct_fields__):
+        assert f"| `{name}` |" in text, name
