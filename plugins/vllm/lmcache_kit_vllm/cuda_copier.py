@@ -7,6 +7,7 @@ and come before what it writes next, and leave for the host on a third stream wh
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Sequence
 
@@ -38,13 +39,24 @@ class CudaCopier(RankCopier):
         # Copies by the event behind which they are done, and for saves by way of other memory, what is left to do.
         self._open: list[tuple[torch.cuda.Event, list[int], list[tuple[torch.Tensor, torch.Tensor]]]] = []
         self._detours: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._locked: int | None = None
+
+    def close(self) -> None:
+        if self._locked is not None:
+            torch.cuda.synchronize(self._device)
+            torch.cuda.cudart().cudaHostUnregister(self._locked)
+            self._locked = None
 
     def prepare(self, staging: MappedStaging) -> None:
         """Lock the memory's pages, which copies beside the host's own work need."""
         address, size = staging.address.ctypes.data, staging.address.nbytes
         code = torch.cuda.cudart().cudaHostRegister(address, size, 0)
-        if int(code) != 0:
-            log.warning("the staging memory cannot be page-locked (CUDA error %d): copies are slower", int(code))
+        if int(code) == 0:
+            self._locked = address
+            return
+        log.warning("the staging memory cannot be page-locked (CUDA error %d): copies are slower", int(code))
+        with contextlib.suppress(RuntimeError):  # CUDA reports the error once more to whoever calls it next
+            torch.zeros(1, device=self._device)
 
     def begin_loads(self, loads: Sequence[Placed]) -> None:
         self._arrived = []

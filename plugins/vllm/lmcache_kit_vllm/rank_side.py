@@ -68,6 +68,9 @@ class RankCopier(ABC):
     def prepare(self, staging: MappedStaging) -> None:  # noqa: B027  (optional to override, not abstract)
         """The staging memory is known; called once, before the first copy."""
 
+    def close(self) -> None:  # noqa: B027  (optional to override, not abstract)
+        """No more copies follow; idempotent."""
+
     @abstractmethod
     def begin_loads(self, loads: Sequence[Placed]) -> None:
         """Begin to write staged KV into blocks."""
@@ -267,3 +270,4 @@ class RankSide:
         """Finish what was begun."""
         self.end()
         self._copier.take_done(wait=True)
+        self._copier.close()
