@@ -19,6 +19,8 @@ __all__ = ["LocalLauncher", "LocalProcess"]
 
 
 _KEPT = (ALLOW_VARIABLE, MODULES_VARIABLE)
+_LINGER_SECONDS = 2.0
+_POLL_SECONDS = 0.01
 
 
 class LocalProcess(LaunchedProcess):
@@ -40,7 +42,15 @@ class LocalProcess(LaunchedProcess):
                 self._process.terminate()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._process.wait(), grace)
+                await asyncio.wait_for(self._group_ended(), _LINGER_SECONDS)
         await self.kill()
+
+    async def _group_ended(self) -> None:
+        """Python's resource tracker, for one, outlives its process for a moment, to remove shared memory."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            while True:
+                os.killpg(self.pid, 0)
+                await asyncio.sleep(_POLL_SECONDS)
 
     async def kill(self) -> None:
         # Also when the process itself has ended: what it started may not have.

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from lmcache_kit.builtin.launchers import guard
+from lmcache_kit.builtin.launchers import guard, local
 from lmcache_kit.builtin.launchers.guard import Guard
 from lmcache_kit.builtin.launchers.local import LocalLauncher, LocalProcess
 
@@ -63,11 +63,35 @@ async def launched() -> AsyncIterator[Callable]:
         await process.kill()
 
 
-async def test_a_process_that_ends_in_order_leaves_no_child(launched: Callable) -> None:
+async def test_a_process_that_ends_in_order_leaves_no_child(
+    launched: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "_LINGER_SECONDS", 0.05)
     process, child = await launched()
     await process.stop(grace=DEADLINE)
     assert await process.wait() == -signal.SIGTERM
     await until(lambda: not lives(child))
+
+
+async def test_a_child_may_tidy_up_behind_a_process_that_ended_in_order(
+    launched: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "_LINGER_SECONDS", DEADLINE)
+    left = tmp_path / "shared memory"
+    left.write_text("")
+    tracker = (
+        "import os, signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('x', flush=True); "
+        "sys.stdin.read(); time.sleep(0.2); os.unlink(sys.argv[1])"
+    )
+    # As multiprocessing's resource tracker: it reads until its process is gone, and then removes what is left.
+    process, child = await launched(
+        "os.kill(child.pid, signal.SIGKILL); child.wait()\n"
+        f"child = subprocess.Popen([sys.executable, '-c', {tracker!r}, {str(left)!r}], stdin=subprocess.PIPE, "
+        "stdout=subprocess.PIPE)\nchild.stdout.readline()"
+    )
+    await process.stop(grace=DEADLINE)
+    assert not left.exists()
+    assert not lives(child)
 
 
 async def test_a_process_that_ignores_the_signal_is_killed_with_its_child(launched: Callable) -> None:
