@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -82,7 +83,8 @@ def start(
     vllm_env: Any, models: dict[str, Path], processes: Any, servers: Any, load_module: Callable[[str], ModuleType]
 ) -> Any:
     """Starts servers for one test."""
-    return servers.Starter(vllm_env, models, processes, load_module("processes"))
+    with contextlib.closing(servers.Starter(vllm_env, models, processes, load_module("processes"))) as starter:
+        yield starter
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +94,7 @@ def module_start(
     module_processes: Any,
     servers: Any,
     load_module: Callable[[str], ModuleType],
-) -> Any:
+) -> Iterator[Any]:
     """Starts servers for a file of tests."""
-    return servers.Starter(vllm_env, models, module_processes, load_module("processes"))
+    with contextlib.closing(servers.Starter(vllm_env, models, module_processes, load_module("processes"))) as starter:
+        yield starter

@@ -53,6 +53,7 @@ class VllmServer:
     def __init__(self, process: Any, port: int, model: str) -> None:
         self.process = process
         self.model = model
+        self._stirred = 0
         self.http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=WAIT_SECONDS, trust_env=False)
 
     def wait_until_ready(self) -> None:
@@ -119,7 +120,8 @@ class VllmServer:
 
     def stir(self) -> None:
         """Make the engine do a step: vLLM collects a connector's numbers only then."""
-        self.complete([5, 6, 7], 2)
+        self._stirred += 1
+        self.complete([2 + self._stirred % 2000, 3 + self._stirred // 2000], 2)  # a prompt that nobody has sent before
 
     def until_metric(self, name: str, wanted: Callable[[float], bool], **labels: str) -> float:
         """Until a metric of the cache has a value, in an engine without requests."""
@@ -146,6 +148,7 @@ class Controller:
         self.flags = flags
         self.ports: dict[str, int] = {}
         self.process: Any = None
+        self.http: httpx.Client
         self.start()
 
     def start(self) -> None:
@@ -263,6 +266,7 @@ class Starter:
     def __init__(self, env: Any, models: Mapping[str, Path], processes: Any, module: Any) -> None:
         self.env, self.models, self.processes, self._module = env, models, processes, module
         self.folder: Path = processes.folder
+        self._started: list[VllmServer | Controller] = []
 
     def configuration(self, name: str, own: Mapping[str, Any] | None = None, **keys: Any) -> Path:
         """A configuration file of LMCache; ``own`` are our settings."""
@@ -288,7 +292,9 @@ class Starter:
             command += ["--kv-cache-memory-bytes", "256M"]
         variables = {**QUIET, "LMCACHE_CONFIG_FILE": str(configuration), **(environment or {})}
         process = self.processes.start(configuration.stem, *command, *arguments, **variables)
-        return VllmServer(process, port, "m")
+        server = VllmServer(process, port, "m")
+        self._started.append(server)
+        return server
 
     def start(self, configuration: Path, *arguments: str, **more: Any) -> VllmServer:
         server = self.begin(configuration, *arguments, **more)
@@ -296,7 +302,14 @@ class Starter:
         return server
 
     def controller(self, *flags: str) -> Controller:
-        return Controller(self.processes, *flags)
+        controller = Controller(self.processes, *flags)
+        self._started.append(controller)
+        return controller
+
+    def close(self) -> None:
+        """Close connections; the processes end with the folder."""
+        for started in self._started:
+            started.http.close()
 
 
 class InProcess:

@@ -64,7 +64,7 @@ def runs(request: pytest.FixtureRequest, in_process: Any, prompts: Any) -> Itera
     ],
 )
 def test_every_bit(vllm_env: Any, runs: dict[str, Future[list[Any]]], case: str) -> None:
-    method = CASES[case][2]
+    _, dtype, method, _, _ = CASES[case]
     cold, blobs, stored, _, warm, loaded = runs[case].result()
     none_differ = [0] * 6
     assert stored["shape"] == [6, 2, PROMPT_TOKENS, 2, 64]
@@ -77,7 +77,9 @@ def test_every_bit(vllm_env: Any, runs: dict[str, Future[list[Any]]], case: str)
     assert loaded["first_computed"] == PROMPT_TOKENS - 1
     assert loaded["shape"] == [6, 2, PROMPT_TOKENS - 1, 2, 64]
     assert loaded["differing"] == none_differ
-    assert warm[0]["tokens"] == cold[0]["tokens"]
+    # In bfloat16 the model's sums, and with them its choice among random words, depend on how many tokens are computed
+    # together, with or without us.
+    assert dtype != "float32" or warm[0]["tokens"] == cold[0]["tokens"]
 
 
 @pytest.mark.exercises("vLLM: blocks of 16 tokens on a CPU (vLLM refuses them itself)")
