@@ -15,9 +15,11 @@ from lmcache_kit_vllm.options import ConnectorOptions
 from lmcache_kit_vllm.plugin import VllmOptions, lmcache_kit_engines
 from lmcache_kit_vllm.tiny_model import tiny_model
 
+from lmcache_kit.cli import main as cli
 from lmcache_kit.contracts import ServerCommand, ServerSpec
 from lmcache_kit.errors import ConfigError, LMCacheKitError
-from lmcache_kit.plugins import PluginRegistry
+from lmcache_kit.plugins import PluginRegistry, registry
+from lmcache_kit.scenario import find_scenario, load_scenario, validate
 
 
 def executable(path: Path) -> Path:
@@ -235,3 +237,21 @@ def test_the_readme_names_every_option() -> None:
     text = (Path(__file__).parents[1] / "README.md").read_text()
     for name in (*VllmOptions.__struct_fields__, *ConnectorOptions.__struct_fields__):
         assert f"| `{name}` |" in text, name
+
+
+def test_the_shipped_scenario_is_valid() -> None:
+    scenario = load_scenario(find_scenario("vllm"))
+    validate(scenario, registry())
+    assert "vllm" in [each.engine.kind for each in scenario.instances if each.engine is not None]
+
+
+def test_serve_says_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("LMCACHE_CONFIG_FILE", raising=False)
+    assert cli(["serve", "--engine", "vllm", "--port", "0"]) == 2
+    shown = capsys.readouterr().err
+    assert f"error: engine 'vllm': vLLM is not installed: there is no command vllm in {tmp_path}, nor on PATH" in shown
+    assert "hint: pip install vllm" in shown
