@@ -13,8 +13,14 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
-__all__ = ["Guard", "main"]
+__all__ = ["LINGER_SECONDS", "POLL_SECONDS", "Guard", "group_lives", "kill_all_but_trackers", "kill_group", "main"]
+
+LINGER_SECONDS = 2.0
+POLL_SECONDS = 0.02
+_TRACKER = b"multiprocessing.resource_tracker"
 
 
 class Guard:
@@ -61,14 +67,54 @@ class Guard:
             await self._process.stdin.drain()
 
 
+def kill_group(group: int) -> None:
+    """End every process of a group at once."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, signal.SIGKILL)
+
+
+def kill_all_but_trackers(group: int) -> None:
+    """End every process of a group but Python's resource trackers, which end by themselves a moment later.
+
+    What of shared memory a killed process leaves behind stays in the machine's memory for good, unless its tracker
+    lives long enough to remove it. Does nothing where there is no ``/proc``.
+    """
+    for pid in _members(group):
+        with contextlib.suppress(OSError):
+            if _TRACKER not in Path(f"/proc/{pid}/cmdline").read_bytes():
+                os.kill(pid, signal.SIGKILL)
+
+
+def group_lives(group: int) -> bool:
+    """Whether a process of this group is running. False where there is no ``/proc``."""
+    return bool(_members(group))
+
+
+def _members(group: int) -> list[int]:
+    """Processes of a group, without those that have ended and that nobody has asked for their status."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            # The name, in parentheses, may hold anything; behind it stand the state, the parent and the group.
+            state, _, number = (entry / "stat").read_bytes().rpartition(b")")[2].split()[:3]
+            if int(number) == group and state != b"Z":
+                found.append(int(entry.name))
+    return found
+
+
 def main() -> None:
     """Read which groups there are until the runner is gone, then kill those that are left."""
     groups: set[int] = set()
     for line in sys.stdin:
         (groups.add if line[0] == "+" else groups.discard)(int(line[1:]))
     for group in groups:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(group, signal.SIGKILL)
+        kill_all_but_trackers(group)
+    for _ in range(int(LINGER_SECONDS / POLL_SECONDS)):
+        if not any(map(group_lives, groups)):
+            return
+        time.sleep(POLL_SECONDS)
+    for group in groups:
+        kill_group(group)
 
 
 if __name__ == "__main__":

@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
 
-from lmcache_kit.builtin.launchers.guard import Guard
+from lmcache_kit.builtin.launchers import guard
 from lmcache_kit.contracts.launcher import LaunchedProcess, Launcher, LaunchSpec
 from lmcache_kit.errors import UnavailableError
 from lmcache_kit.plugins import ALLOW_VARIABLE, MODULES_VARIABLE
@@ -19,8 +18,6 @@ __all__ = ["LocalLauncher", "LocalProcess"]
 
 
 _KEPT = (ALLOW_VARIABLE, MODULES_VARIABLE)
-_LINGER_SECONDS = 2.0
-_POLL_SECONDS = 0.01
 
 
 class LocalProcess(LaunchedProcess):
@@ -42,22 +39,21 @@ class LocalProcess(LaunchedProcess):
                 self._process.terminate()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._process.wait(), grace)
-                await asyncio.wait_for(self._group_ended(), _LINGER_SECONDS)
+                await asyncio.wait_for(self._group_ended(), guard.LINGER_SECONDS)
         await self.kill()
-
-    async def _group_ended(self) -> None:
-        """Python's resource tracker, for one, outlives its process for a moment, to remove shared memory."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            while True:
-                os.killpg(self.pid, 0)
-                await asyncio.sleep(_POLL_SECONDS)
 
     async def kill(self) -> None:
         # Also when the process itself has ended: what it started may not have.
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, signal.SIGKILL)
+        guard.kill_all_but_trackers(self.pid)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._group_ended(), guard.LINGER_SECONDS)
+        guard.kill_group(self.pid)
         await self._process.wait()
         await self._gone(self.pid)
+
+    async def _group_ended(self) -> None:
+        while guard.group_lives(self.pid):  # noqa: ASYNC110  (the kernel tells only who asks)
+            await asyncio.sleep(guard.POLL_SECONDS)
 
 
 class LocalLauncher(Launcher):
@@ -69,13 +65,13 @@ class LocalLauncher(Launcher):
     """
 
     def __init__(self) -> None:
-        self._guard: Guard | None = None
+        self._guard: guard.Guard | None = None
 
     async def launch(self, spec: LaunchSpec) -> LocalProcess:
         environment = {**_inherited(), "PYTHONUNBUFFERED": "1", **spec.env}
         command = [sys.executable, "-m", "lmcache_kit.builtin.launchers.child", str(os.getpid()), *spec.argv]
         try:
-            self._guard = self._guard or await Guard.start()
+            self._guard = self._guard or await guard.Guard.start()
             spec.log.parent.mkdir(parents=True, exist_ok=True)
             with spec.log.open("ab") as log:
                 process = await asyncio.create_subprocess_exec(
@@ -93,9 +89,9 @@ class LocalLauncher(Launcher):
         return LocalProcess(spec.name, process, self._guard.forget)
 
     async def close(self) -> None:
-        guard, self._guard = self._guard, None
-        if guard is not None:
-            await guard.close()
+        watching, self._guard = self._guard, None
+        if watching is not None:
+            await watching.close()
 
 
 def _inherited() -> dict[str, str]:

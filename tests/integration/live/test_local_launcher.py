@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from lmcache_kit.builtin.launchers import guard, local
+from lmcache_kit.builtin.launchers import guard
 from lmcache_kit.builtin.launchers.guard import Guard
 from lmcache_kit.builtin.launchers.local import LocalLauncher, LocalProcess
 
@@ -66,7 +66,7 @@ async def launched() -> AsyncIterator[Callable]:
 async def test_a_process_that_ends_in_order_leaves_no_child(
     launched: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local, "_LINGER_SECONDS", 0.05)
+    monkeypatch.setattr(guard, "LINGER_SECONDS", 0.05)
     process, child = await launched()
     await process.stop(grace=DEADLINE)
     assert await process.wait() == -signal.SIGTERM
@@ -76,7 +76,7 @@ async def test_a_process_that_ends_in_order_leaves_no_child(
 async def test_a_child_may_tidy_up_behind_a_process_that_ended_in_order(
     launched: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local, "_LINGER_SECONDS", DEADLINE)
+    monkeypatch.setattr(guard, "LINGER_SECONDS", DEADLINE)
     left = tmp_path / "shared memory"
     left.write_text("")
     tracker = (
@@ -116,6 +116,40 @@ async def test_the_child_of_a_process_that_died_ends_when_it_is_stopped(launched
     assert told == [process.pid], "its number may be somebody else's from now on"
 
 
+SHARED = """
+from multiprocessing.shared_memory import SharedMemory
+held = SharedMemory(create=True, size=4096)
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+print(held.name, flush=True)
+"""
+
+
+@pytest.mark.parametrize("by", ["kill", "guard"])
+async def test_what_is_killed_leaves_no_shared_memory(by: str) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", PARENT.format(extra=SHARED)), stdout=subprocess.PIPE, start_new_session=True
+    )
+    assert process.stdout is not None
+    shared = Path("/dev/shm") / (await process.stdout.readline()).decode().strip()
+    child = int(await process.stdout.readline())
+    assert shared.exists()
+
+    async def gone(pid: int) -> None:
+        pass
+
+    made = LocalProcess("it", process, gone)
+    if by == "kill":
+        await made.kill()
+    else:
+        watching = await Guard.start()
+        await watching.watch(process.pid)
+        await watching.close()
+        await process.wait()
+    assert not shared.exists()
+    assert not guard.group_lives(process.pid)
+    assert not lives(child)
+
+
 async def test_the_guard_ends_the_groups_that_it_watches_once_its_owner_is_gone(launched: Callable) -> None:
     (watched, child), (forgotten, other) = await launched(), await launched()
     made = await Guard.start()
@@ -148,6 +182,8 @@ def test_the_guard_knows_what_the_runner_knew(monkeypatch: pytest.MonkeyPatch) -
         if group == 4:
             raise ProcessLookupError
 
+    monkeypatch.setattr(guard, "kill_all_but_trackers", lambda group: None)
+    monkeypatch.setattr(guard, "LINGER_SECONDS", 0.0)
     monkeypatch.setattr(guard.os, "killpg", killpg)
     monkeypatch.setattr(guard.sys, "stdin", iter(["+3\n", "+4\n", "+5\n", "-3\n", "-9\n", "+3\n", "-5\n"]))
     guard.main()
