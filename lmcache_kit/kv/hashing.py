@@ -15,6 +15,7 @@ import blake3 as _blake3
 import cbor2
 
 from lmcache_kit.errors import InvalidRequestError, UnknownNameError
+from lmcache_kit.kv.pickle_bytes import pickle_bytes
 
 __all__ = ["HASH_ALGORITHMS", "ChunkHasher", "HashSpec", "default_none_hash"]
 
@@ -35,6 +36,10 @@ def _sha256_cbor(value: object) -> bytes:
     return hashlib.sha256(_cbor(value)).digest()
 
 
+def _sha256(value: object) -> bytes:
+    return hashlib.sha256(pickle_bytes(value)).digest()
+
+
 def _blake3_cbor(value: object) -> bytes:
     return _blake3.blake3(_cbor(value)).digest()
 
@@ -42,18 +47,26 @@ def _blake3_cbor(value: object) -> bytes:
 HASH_ALGORITHMS: dict[str, HashFunction] = {
     "builtin": _builtin,
     "sha256_cbor": _sha256_cbor,
+    "sha256": _sha256,
     "blake3": _blake3_cbor,
 }
 _ALIASES = {"sha256_cbor_64bit": "sha256_cbor"}
+_TEXT_WITHOUT_SEED = "vllm-none-hash"
+_OF_VLLM = ("sha256_cbor", "sha256")
+"""LMCache takes these functions, and their first hash, from vLLM; without vLLM it has builtin alone."""
 
 
 def default_none_hash(algorithm: str) -> int:
     """The hash before the first chunk that a worker of this process's environment would use.
 
     With ``PYTHONHASHSEED`` set to a number it is the hash of that text, as vLLM computes it, so a controller started
-    with the same seed as its workers agrees with them. Without a seed it is 0.
+    with the same seed as its workers agrees with them. Without a seed it is what vLLM has for the SHA-256 algorithms,
+    the same in every process, and 0 for the others.
     """
     seed = os.environ.get("PYTHONHASHSEED", "")
+    if algorithm in _OF_VLLM:
+        seed = seed or _TEXT_WITHOUT_SEED
+        return fold(HASH_ALGORITHMS[algorithm](seed))
     return fold(HASH_ALGORITHMS[algorithm](seed)) if seed.isdigit() else 0
 
 

@@ -414,7 +414,10 @@ def chunk_keys_here(packages: str) -> list[dict[str, Any]]:
     from lmcache.v1.config import LMCacheEngineConfig
 
     with_vllm = importlib.util.find_spec("vllm") is not None
-    prompts = [list(range(1000, 1600)), [128000, 849, 21435, 279, 26431, 315, 85748, 6636, 304, 4221, 4211, 13]]
+    prompts: list[dict[str, list[int]]] = [
+        {"range": [1000, 1600]},
+        {"tokens": [128000, 849, 21435, 279, 26431, 315, 85748, 6636, 304, 4221, 4211, 13]},
+    ]
     found = []
     # Without vLLM, LMCache falls back to builtin whatever is asked for.
     for algorithm in ("builtin", "sha256_cbor", "sha256") if with_vllm else ("builtin",):
@@ -423,10 +426,11 @@ def chunk_keys_here(packages: str) -> list[dict[str, Any]]:
                 chunk_size=chunk_size, pre_caching_hash_algorithm=algorithm, save_unfull_chunk=partial
             )
             made = database.ChunkedTokenDatabase(config)
-            for tokens in prompts:
+            for prompt in prompts:
+                tokens = prompt.get("tokens") or list(range(*prompt["range"]))
                 keys = [key for _, _, key in made.process_tokens(tokens, make_key=False)]
                 case = {"algorithm": algorithm, "none_hash": database.NONE_HASH, "chunk_size": chunk_size}
-                found.append({**case, "save_unfull_chunk": partial, "tokens": tokens, "keys": keys})
+                found.append({**case, "save_unfull_chunk": partial, **prompt, "keys": keys})
     return found
 
 

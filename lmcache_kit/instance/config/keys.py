@@ -73,7 +73,7 @@ _HONOURED = (
         "pre_caching_hash_algorithm",
         "str",
         "builtin",
-        "chunk hash: builtin, sha256_cbor or blake3; announced to the controller",
+        "chunk hash: builtin, sha256_cbor, sha256 or blake3; announced to the controller",
     ),
     ConfigKey(
         "retrieve_locations",

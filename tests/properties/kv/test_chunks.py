@@ -1,6 +1,7 @@
 """Chunks and their hashes against a second, plain account of the rule."""
 
 import hashlib
+import pickle
 import struct
 
 import blake3
@@ -35,15 +36,16 @@ def reference(tokens, size, none_hash, digest, keep_unfull):
     while tokens and (keep_unfull or len(tokens) >= size):
         head, tokens = tokens[:size], tokens[size:]
         material = (none_hash, tuple(head), ())
-        none_hash = hash(material) if digest is None else int.from_bytes(digest(cbor(material))[:8], "big")
+        none_hash = hash(material) if digest is None else int.from_bytes(digest(material)[:8], "big")
         hashes.append(none_hash)
     return hashes
 
 
 DIGESTS = {
     "builtin": None,
-    "sha256_cbor": lambda data: hashlib.sha256(data).digest(),
-    "blake3": lambda data: blake3.blake3(data).digest(),
+    "sha256_cbor": lambda chunk: hashlib.sha256(cbor(chunk)).digest(),
+    "sha256": lambda chunk: hashlib.sha256(pickle.dumps(chunk, protocol=5)).digest(),
+    "blake3": lambda chunk: blake3.blake3(cbor(chunk)).digest(),
 }
 
 

@@ -74,7 +74,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"remote_url": "s3://bucket"}, "remote_url: 's3://bucket' cannot be used"),
     ({"remote_url": "localhost:6379"}, "remote_url"),
     ({"remote_url": "redis://"}, "remote_url"),
-    ({"pre_caching_hash_algorithm": "sha256"}, "pre_caching_hash_algorithm: unknown hash algorithm"),
+    ({"pre_caching_hash_algorithm": "sha512"}, "pre_caching_hash_algorithm: unknown hash algorithm"),
     ({"min_retrieve_tokens": -1}, "min_retrieve_tokens"),
     ({"pin_timeout_sec": 0}, "pin_timeout_sec"),
     ({"blocking_timeout_secs": 0}, "blocking_timeout_secs"),

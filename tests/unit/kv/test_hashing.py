@@ -49,13 +49,13 @@ def test_without_a_numeric_seed_the_none_hash_is_zero(seed):
 def test_hashes_do_not_depend_on_the_seed_of_the_process_when_the_none_hash_is_given():
     code = (
         "from lmcache_kit.kv import ChunkHasher, HashSpec\n"
-        "for name in ('builtin', 'sha256_cbor', 'blake3'):\n"
+        "for name in ('builtin', 'sha256_cbor', 'sha256', 'blake3'):\n"
         "    print(*ChunkHasher(HashSpec(4, name, 7)).hashes([1, 2, 3, 4, 5, 128000]))"
     )
     assert in_process_with_seed("1", code) == in_process_with_seed("2", code)
 
 
-@pytest.mark.parametrize("algorithm", ["sha256_cbor", "blake3"])
+@pytest.mark.parametrize("algorithm", ["sha256_cbor", "sha256", "blake3"])
 def test_the_none_hash_of_the_digest_algorithms_with_a_seed(algorithm, monkeypatch):
     monkeypatch.setenv("PYTHONHASHSEED", "123")
     seeded = default_none_hash(algorithm)
@@ -63,11 +63,12 @@ def test_the_none_hash_of_the_digest_algorithms_with_a_seed(algorithm, monkeypat
     monkeypatch.setenv("PYTHONHASHSEED", "124")
     assert default_none_hash(algorithm) != seeded
     monkeypatch.delenv("PYTHONHASHSEED")
-    assert default_none_hash(algorithm) == 0
+    unseeded = {"sha256_cbor": 11230124004819357437, "sha256": 462496962774574867, "blake3": 0}
+    assert default_none_hash(algorithm) == unseeded[algorithm]
 
 
 def test_algorithms_and_their_other_spelling():
-    assert set(HASH_ALGORITHMS) == {"builtin", "sha256_cbor", "blake3"}
+    assert set(HASH_ALGORITHMS) == {"builtin", "sha256_cbor", "sha256", "blake3"}
     assert HashSpec(algorithm="sha256_cbor_64bit") == HashSpec(algorithm="sha256_cbor")
 
 
