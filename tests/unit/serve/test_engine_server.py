@@ -167,7 +167,7 @@ def test_a_program_that_cannot_be_run(program: str | None, said: str, tmp_path: 
 
 
 def test_the_command_line_is_logged_as_a_shell_takes_it(executed: Any, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger=engine_server.__name__):
         serve("--port", "0", "--model", "m", "--", '{"a": 1}')
     assert """engine own: own m 127.0.0.1 0 None m 16 None None '{"a": 1}'""" in caplog.text
 
