@@ -22,8 +22,8 @@ class ConnectorOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
             the engine's batch size when left out.
         layerwise: copy layer by layer while the model runs. Left out: where no CUDA graph stands against it.
         lookup_timeout: seconds after which a request is computed without what the cache may still find.
-        patience: seconds that the scheduler waits for the cache before it turns to other requests; what is in memory
-            comes within it, what is farther away is waited for in the background.
+        patience: seconds that the scheduler waits for the cache in a step before it asks again in the next one; a tenth
+            of them while other requests are worked on.
     """
 
     staging: str | int | None = None

@@ -32,6 +32,9 @@ __all__ = ["SchedulerSide"]
 
 log = logging.getLogger(__name__)
 
+_BUSY = 0.1
+"""Share of the patience in a step that follows one with work: others are waiting for their next token."""
+
 
 class SchedulerSide:
     """One engine's.
@@ -92,8 +95,8 @@ class SchedulerSide:
         if prefetch is None:
             prefetch = self._prefetcher.begin(request.all_token_ids, start=computed, limit=limit)
             self._prefetches[request.request_id] = prefetch
-            self._wait(prefetch)
         prefetch.computed = computed
+        self._wait(prefetch)
         if not prefetch.done and limit > computed:
             if self._clock.now() - prefetch.began < self._options.lookup_timeout:
                 return None
@@ -105,8 +108,11 @@ class SchedulerSide:
         return max(0, prefetch.stop - computed) if prefetch.done else 0
 
     def _wait(self, prefetch: Prefetch) -> None:
-        """Let the cache finish what takes no time, at most for the step's patience over all requests."""
-        if prefetch.future is None or self._patience <= 0:
+        """Let the cache finish what takes no time, at most for the step's patience over all requests.
+
+        It also gives the cache's threads the interpreter, which a scheduler that only asks again and again would keep.
+        """
+        if prefetch.future is None or prefetch.done or self._patience <= 0:
             return
         began = self._clock.now()
         with contextlib.suppress(concurrent.futures.TimeoutError):
@@ -154,7 +160,8 @@ class SchedulerSide:
 
     def plan(self, output: SchedulerOutput) -> StepPlan:
         """The copies of the step that vLLM has just put together."""
-        self._patience = self._options.patience
+        busy = bool(output.num_scheduled_tokens)
+        self._patience = self._options.patience * (_BUSY if busy else 1)
         plan = StepPlan(self._staging.place)
         for new in output.scheduled_new_reqs:
             self._plan_request(
