@@ -75,9 +75,11 @@ class Controller:
         except AssertionError as error:
             raise AssertionError(f"{error}; it says {self.held(tokens)}\n{self.process.text()[-2000:]}") from None
 
-    def workers(self) -> dict[str, dict[str, Any]]:
-        infos = self.done("/query_worker_info", instance_id="all")["worker_infos"]
-        return {info["instance_id"]: info for info in infos}
+    def worker(self, instance: str) -> dict[str, Any] | None:
+        """What it knows of worker 0 of an instance; asked for all of them, LMCache answers from a cache."""
+        answer = self.post("/query_worker_info", instance_id=instance)
+        infos = answer.json()["worker_infos"] if answer.status_code == 200 else []
+        return dict(infos[0]) if infos else None
 
 
 def our_controller(processes: Processes, ports: Ports, *options: str) -> Controller:

@@ -44,10 +44,10 @@ def test_a_new_capture_says_the_same(lmcache_env: Any, vllm_env: Any, processes:
     assert capture.child.wait(600) == 0, capture.text()[-3000:]
     kept = {each["name"]: each for each in json.loads((GOLDEN / "frames.json").read_text())}
     new = {each["name"]: each for each in json.loads((folder / "frames.json").read_text())}
-    assert sorted(new) == sorted(kept)
-    for name, each in new.items():
-        assert shape(each["fields"]) == shape(kept[name]["fields"]), name
-        assert each["source"] == kept[name]["source"], name
+    assert kept.keys() <= new.keys()
+    for name, each in kept.items():
+        assert shape(new[name]["fields"]) == shape(each["fields"]), name
+        assert new[name]["source"] == each["source"], name
     keys = [json.loads((where / "chunk_keys.json").read_text()) for where in (GOLDEN, folder)]
     for was, now in zip(*keys, strict=True):
         if was["vllm"] and was["PYTHONHASHSEED"] is None and was["algorithm"] == "builtin":

@@ -42,13 +42,13 @@ def where(peers: ModuleType) -> dict[str, Any]:
 
 @pytest.mark.exercises("our instance -> real controller: register, heartbeat, query_worker_info")
 def test_it_registers_and_its_heartbeats_arrive(controller: Any, instance: Any, peers: ModuleType) -> None:
-    peers.eventually(lambda: "ours" in controller.workers(), "registered")
-    info = controller.workers()["ours"]
+    peers.eventually(lambda: controller.worker("ours"), "registered")
+    info = controller.worker("ours")
     assert info["worker_id"] == 0
     assert info["port"] == instance.settings["lmcache_worker_ports"][0]
     assert info["peer_init_url"] == f"tcp://127.0.0.1:{instance.settings['p2p_init_ports'][0]}"
     before = info["last_heartbeat_time"]
-    peers.eventually(lambda: controller.workers()["ours"]["last_heartbeat_time"] > before, "another heartbeat")
+    peers.eventually(lambda: controller.worker("ours")["last_heartbeat_time"] > before, "another heartbeat")
 
 
 @pytest.mark.exercises("our instance -> real controller: admit, full sync when it asks (after its start)")
@@ -106,7 +106,7 @@ def test_pin_and_clear(controller: Any, stored: list[int], peers: ModuleType, in
 @pytest.mark.exercises("two of our instances -> real controller: copy and move between them")
 def test_move_between_two(peers: ModuleType, processes: Any, controller: Any, instance: Any, stored: list[int]) -> None:
     second = peers.OurInstance(processes, controller.ports, "second")
-    peers.eventually(lambda: "second" in controller.workers(), "registered")
+    peers.eventually(lambda: controller.worker("second"), "registered")
     positions = {"old_position": ["ours", peers.CPU], "new_position": ["second", peers.CPU], "tokens": stored}
     assert controller.done("/move", **positions, should_copy=True)["num_tokens"] == len(stored)
     first = instance.complete(PROMPT)
@@ -175,22 +175,22 @@ def test_one_monitor_port(peers: ModuleType, processes: Any, lmcache_env: Any) -
     tokens = there.tokens(PROMPT)
     peers.eventually(lambda: seen(controller, tokens, "there") == [peers.CPU, len(tokens)], "found")
     # Heartbeats go to the reply socket when there is none for them.
-    before = controller.workers()["there"]["last_heartbeat_time"]
-    peers.eventually(lambda: controller.workers()["there"]["last_heartbeat_time"] > before, "another heartbeat")
+    before = controller.worker("there")["last_heartbeat_time"]
+    peers.eventually(lambda: controller.worker("there")["last_heartbeat_time"] > before, "another heartbeat")
     # The one that believed the flag serves alone, and says that it does.
     nowhere.complete(PROMPT)
     assert nowhere.complete(PROMPT)["usage"]["prompt_tokens_details"]["cached_tokens"] >= HELD
     peers.eventually(lambda: "not registered" in nowhere.process.text(), "it says so")
-    assert "nowhere" not in controller.workers()
+    assert controller.worker("nowhere") is None
     assert nowhere.process.end(signal.SIGTERM) == 0
 
 
 @pytest.mark.exercises("our instance -> real controller: deregisters when it is stopped, killed it stays there")
 def test_leaving(peers: ModuleType, processes: Any, controller: Any) -> None:
     leaver = peers.OurInstance(processes, controller.ports, "leaver")
-    peers.eventually(lambda: "leaver" in controller.workers(), "registered")
+    peers.eventually(lambda: controller.worker("leaver"), "registered")
     assert leaver.process.end(signal.SIGTERM) == 0
-    peers.eventually(lambda: "leaver" not in controller.workers(), "gone")
+    peers.eventually(lambda: controller.worker("leaver") is None, "gone")
 
 
 @pytest.mark.exercises("our instance -> real controller: a chunk size other than 256 is never found there")

@@ -47,11 +47,11 @@ def where(peers: ModuleType, location: str | None = None) -> dict[str, Any]:
 
 @pytest.mark.exercises("real worker -> our controller: register, heartbeat")
 def test_it_registers_and_its_heartbeats_arrive(controller: Any, worker: Any, peers: ModuleType) -> None:
-    info = controller.workers()["real"]
+    info = controller.worker("real")
     assert (info["worker_id"], info["port"], info["peer_init_url"]) == (0, worker.control_port, None)
     assert (info["alive"], info["announced"]) == (True, False)
     before = info["last_heartbeat_time"]
-    peers.eventually(lambda: controller.workers()["real"]["last_heartbeat_time"] > before, "another heartbeat")
+    peers.eventually(lambda: controller.worker("real")["last_heartbeat_time"] > before, "another heartbeat")
 
 
 @pytest.mark.exercises("real worker -> our controller: admit, lookup")
@@ -200,7 +200,7 @@ def test_a_restarted_controller_learns_everything_again(peers: ModuleType, proce
     # With batches of two keys, six keys are three batches.
     for first, last in [*ranges, (9000, 9256)]:
         controller.wait_for_held(list(range(first, last)), {"real": [peers.CPU, 256]})
-    info = controller.workers()["real"]
+    info = controller.worker("real")
     assert (info["alive"], info["syncing"], info["key_count"]) == (True, False, 6)
     # It is out of its freeze again: what it stores now arrives.
     peers.eventually(lambda: "Exiting freeze mode" in worker.process.text(), "the freeze ends")
@@ -222,15 +222,15 @@ def test_a_killed_worker(peers: ModuleType, processes: Any, lmcache_env: Any) ->
     # LMCache's controller would wait for ever.
     assert time.monotonic() - began < 30
     controller.wait_for_held(TOKENS, {})
-    assert controller.workers()["real"]["alive"] is False
+    assert controller.worker("real")["alive"] is False
     worker.start()
-    peers.eventually(lambda: controller.workers()["real"]["alive"], "it is back")
+    peers.eventually(lambda: controller.worker("real")["alive"], "it is back")
     worker.store(FIRST, LAST)
     controller.wait_for_held(TOKENS, {"real": [peers.CPU, WHOLE]})
     assert controller.done("/pin", **where(peers), tokens=TOKENS)["num_tokens"] == WHOLE
 
 
-@pytest.mark.exercises("real worker -> our controller: stopped with SIGTERM (deregister)")
+@pytest.mark.exercises("real worker -> our controller: stopped with SIGTERM, forgotten in time (its goodbye is lost)")
 def test_a_worker_that_leaves(peers: ModuleType, processes: Any, lmcache_env: Any) -> None:
     controller = peers.our_controller(processes, peers.Ports(), "--worker-timeout", "4")
     worker = peers.RealWorker(processes, lmcache_env, controller.ports, "real")
@@ -242,19 +242,20 @@ def test_a_worker_that_leaves(peers: ModuleType, processes: Any, lmcache_env: An
 
 @pytest.mark.exercises("two real workers -> our controller: copy and move between them, to memory only")
 def test_move_between_two(peers: ModuleType, processes: Any, lmcache_env: Any, controller: Any) -> None:
+    prompt = list(range(6000, 6600))
     left, right = (
         # Without NIXL, the channel that LMCache has for tests goes over plain sockets.
         peers.RealWorker(processes, lmcache_env, controller.ports, name, **peers.with_peers("mock_memory"))
         for name in ("left", "right")
     )
-    left.store(FIRST, LAST)
-    controller.wait_for_held(TOKENS, {"left": [peers.CPU, WHOLE]})
-    positions = {"old_position": ["left", peers.CPU], "new_position": ["right", peers.CPU], "tokens": TOKENS}
+    left.store(6000, 6600)
+    controller.wait_for_held(prompt, {"left": [peers.CPU, WHOLE]})
+    positions = {"old_position": ["left", peers.CPU], "new_position": ["right", peers.CPU], "tokens": prompt}
     copied = controller.done("/move", **positions, should_copy=True)
     assert copied["num_tokens"] == WHOLE
     assert controller.done("/check_finish", event_id=copied["event_id"])["status"] == "done"
-    assert right.retrieve(FIRST, LAST) == WHOLE
-    controller.wait_for_held(TOKENS, {"left": [peers.CPU, WHOLE], "right": [peers.CPU, WHOLE]})
+    assert right.retrieve(6000, 6600) == WHOLE
+    controller.wait_for_held(prompt, {"left": [peers.CPU, WHOLE], "right": [peers.CPU, WHOLE]})
     left.store(7000, 7256)
     tokens = list(range(7000, 7256))
     controller.wait_for_held(tokens, {"left": [peers.CPU, 256]})
