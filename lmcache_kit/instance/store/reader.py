@@ -146,7 +146,7 @@ class Reader:
         return place if place.probed else None
 
     async def _fetch_all(self, found: Sequence[_Found], kv: KVTensor, first: int) -> list[ServedChunk]:
-        """Decode every chunk into its place in ``kv``, which begins at token ``first``; the leading ones that worked."""
+        """Decode every chunk into its place in ``kv``, whose first token is ``first``; the leading ones that worked."""
         largest = self._layout.nbytes(max(place.chunk.num_tokens for place in found))
         slots = asyncio.Semaphore(max(2 * self._work.threads, _BYTES_AT_ONCE // largest))
         broken = len(found)

@@ -163,11 +163,15 @@ class LMCacheKitConnector(KVConnectorBase_V1):
             blocks.append(PackedBlocks(cache, places[isa]))
         return blocks
 
-    def start_load_kv(self, forward_context: ForwardContext, **kwargs: Any) -> None:
-        metadata = self._get_connector_metadata()
-        assert isinstance(metadata, _Metadata)
+    def bind_connector_metadata(self, connector_metadata: KVConnectorMetadata) -> None:
+        super().bind_connector_metadata(connector_metadata)
+        assert isinstance(connector_metadata, _Metadata)
         if self._rank is not None:
-            self._rank.begin(metadata.plan)
+            self._rank.begin(connector_metadata.plan)
+
+    def start_load_kv(self, forward_context: ForwardContext, **kwargs: Any) -> None:
+        if self._rank is not None:
+            self._rank.load()
 
     def wait_for_layer_load(self, layer_name: str) -> None:
         if self._rank is not None and layer_name in self._layers:

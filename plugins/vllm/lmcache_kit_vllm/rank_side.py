@@ -163,18 +163,26 @@ class RankSide:
         self._failed_blocks: set[int] = set()
 
     def begin(self, plan: StepPlan) -> None:
-        """A step begins; loads are begun, and finished where the model does not announce its layers."""
+        """A step begins."""
         self._plan = plan
         self._saved_layers.clear()
-        with self._loading():
-            self._copier.begin_loads([self._places(copy) for copy in plan.loads])
-            if not self._layerwise:
-                self._copier.await_load(self._last)
         with self._saving():
             if self._share.saves:
                 self._copier.begin_saves([self._places(copy) for copy in plan.saves])
             else:
                 self._report.done.update(copy.number for copy in plan.saves)
+
+    def load(self) -> None:
+        """Begin the step's loads; finish them where the model does not announce its layers.
+
+        vLLM calls this before the model runs when there are loads, and afterwards when there are none.
+        """
+        if self._plan is None or not self._plan.loads:
+            return
+        with self._loading():
+            self._copier.begin_loads([self._places(copy) for copy in self._plan.loads])
+            if not self._layerwise:
+                self._copier.await_load(self._last)
 
     @property
     def _last(self) -> int:

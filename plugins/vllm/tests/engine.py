@@ -283,6 +283,8 @@ class Engine:
     def _execute(self, plan, scheduled: dict[str, int]) -> Report | None:
         for part in self.parts:
             part.half.begin(plan)
+            if plan.loads:
+                part.half.load()
         computing = [request for request in self.running if request.request_id in scheduled]
         truths = {id(request): true_kv(request.all_token_ids, self.layout) for request in computing}
         for layer in range(self.layout.num_layers):
@@ -296,6 +298,8 @@ class Engine:
                     part.half.after_layer(layer)
         report = None
         for part in self.parts:
+            if not plan.loads:
+                part.half.load()
             part.half.end()
             assert not part.half.take_failed_blocks()
             own = part.half.take_report()
