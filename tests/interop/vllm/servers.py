@@ -22,7 +22,6 @@ from prometheus_client.parser import text_string_to_metric_families
 
 CPU, DISK, REMOTE = "LocalCPUBackend", "LocalDiskBackend", "RemoteBackend"
 TRANSFER = '{"kv_connector":"LMCacheKitConnector","kv_role":"kv_both","kv_connector_module_path":"lmcache_kit_vllm"}'
-QUIET = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
 # vLLM binds the threads of its ranks to cores of different memory nodes unless it is told not to.
 RANKS = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
 START_SECONDS = 180.0
@@ -135,9 +134,19 @@ class VllmServer:
 
     def stop(self, number: int = signal.SIGTERM) -> int | None:
         """Signal it as an operator would; its exit code."""
+        shared = shared_memory(self.process.child.pid)
         code: int | None = self.process.end(number, seconds=60)
         self.http.close()
+        # A killed vLLM, and one whose helper process is killed with the group, leaves its own queues there.
+        for path in shared:
+            path.unlink(missing_ok=True)
         return code
+
+    def close(self) -> None:
+        """End it if it runs."""
+        if self.process.running():
+            self.stop(signal.SIGKILL)
+        self.http.close()
 
 
 class Controller:
@@ -167,6 +176,10 @@ class Controller:
 
     def kill(self) -> None:
         self.process.end(signal.SIGKILL)
+        self.http.close()
+
+    def close(self) -> None:
+        """End its connections; the process ends with the others."""
         self.http.close()
 
     def configuration(self, instance_id: str) -> Json:
@@ -290,7 +303,7 @@ class Starter:
         command += ["--enforce-eager", "--max-model-len", "4096", "--enable-prompt-tokens-details"]
         if not any(argument.startswith("--kv-cache-memory-bytes") for argument in arguments):
             command += ["--kv-cache-memory-bytes", "256M"]
-        variables = {**QUIET, "LMCACHE_CONFIG_FILE": str(configuration), **(environment or {})}
+        variables = {**quiet(self.env), "LMCACHE_CONFIG_FILE": str(configuration), **(environment or {})}
         process = self.processes.start(configuration.stem, *command, *arguments, **variables)
         server = VllmServer(process, port, "m")
         self._started.append(server)
@@ -307,9 +320,9 @@ class Starter:
         return controller
 
     def close(self) -> None:
-        """Close connections; the processes end with the folder."""
+        """End what was started."""
         for started in self._started:
-            started.http.close()
+            started.close()
 
 
 class InProcess:
@@ -339,7 +352,7 @@ class InProcess:
             "kv_cache_memory_bytes": 2**28,
             **(engine or {}),
         }
-        variables = dict(QUIET)
+        variables = quiet(self.env)
         if configuration is not None:
             arguments["kv_transfer_config"] = json.loads(TRANSFER)
             (folder / "example.yaml").write_text(yaml.safe_dump(dict(configuration)))
@@ -355,6 +368,26 @@ class InProcess:
         assert code == 0, log.read_text(errors="replace")[-4000:]
         results: list[Any] = json.loads((folder / "result.json").read_text())
         return results
+
+
+def quiet(env: Any) -> dict[str, str]:
+    """Variables that keep vLLM from the network, and what it caches in the environment's own folder."""
+    cache = env.folder / "cache"
+    folders = {"VLLM_CACHE_ROOT": cache / "vllm", "TORCHINDUCTOR_CACHE_DIR": cache / "inductor"}
+    return {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", **{name: str(path) for name, path in folders.items()}}
+
+
+def shared_memory(group: int) -> set[Path]:
+    """What the processes of a group have mapped of /dev/shm."""
+    found: set[Path] = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if os.getpgid(int(process.name)) == group:
+                maps = (process / "maps").read_text().splitlines()
+                found.update(Path(line.split(maxsplit=5)[5]) for line in maps if " /dev/shm/" in line)
+        except OSError:  # it has ended
+            continue
+    return {path for path in found if path.exists()}
 
 
 def clean_environment() -> dict[str, str]:

@@ -104,7 +104,7 @@ class Documents:
         (self.processes.folder / "example.yaml").write_text(configuration)
         bin_folder = Path(self.env.bin("vllm")).parent
         variables = {
-            **self.servers.QUIET,
+            **self.servers.quiet(self.env),
             "LMCACHE_CONFIG_FILE": "example.yaml",
             "VLLM_CPU_KVCACHE_SPACE": "1",
             **({} if hash_seed is None else {"PYTHONHASHSEED": hash_seed}),
@@ -118,8 +118,9 @@ class Documents:
         self.controller = self.processes.start("controller", *command, "--monitor-port", "9001", **variables)
 
     def wait_until_ready(self) -> None:
-        self.vllm.wait_for(lambda: not free(8000), "its port", seconds=self.servers.START_SECONDS)
-        self.controller.wait_for(lambda: not free(9000), "its port")
+        ready = "Application startup complete"
+        self.vllm.wait_for(lambda: ready in self.vllm.text(), ready, seconds=self.servers.START_SECONDS)
+        self.controller.wait_for(lambda: "controller ready" in self.controller.text(), "its ready line")
 
     def curl(self, command: str) -> Any:
         """The JSON answer of a command of the documents."""

@@ -12,7 +12,7 @@ INSTANCE = "one"
 
 @pytest.fixture(scope="module")
 def controller(module_start: Any) -> Any:
-    return module_start.controller("--call-timeout", "5")
+    return module_start.controller("--call-timeout", "5", "--worker-timeout", "30")
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,10 @@ def server(module_start: Any, controller: Any) -> Any:
     configuration = module_start.configuration(
         INSTANCE, chunk_size=256, local_cpu=True, max_local_cpu_size=1.0, **controller.configuration(INSTANCE)
     )
-    started = module_start.start(configuration, "--no-enable-prefix-caching", "--max-num-batched-tokens", "1024")
+    started = module_start.start(
+        configuration,
+        *("--no-enable-prefix-caching", "--max-num-batched-tokens", "1024", "--shutdown-timeout", "20"),
+    )
     controller.until_joined(INSTANCE)
     return started
 
@@ -193,3 +196,17 @@ def test_controller_killed(
     for prompt in (missing, *(prompts.CATALOG[name] for name in names)):
         controller.until_held(prompt, INSTANCE, servers.CPU, len(prompt))
     assert server.complete(missing, 4).tokens == away.tokens
+
+
+@pytest.mark.exercises("vLLM: ended by SIGTERM with --shutdown-timeout: it leaves the controller")
+def test_ended(vllm_env: Any, server: Any, servers: Any, prompts: Any, controller: Any) -> None:
+    group = server.process.child.pid
+    assert server.stop() == 0
+    assert servers.shared_memory(group) == set()
+    log = server.process.text()
+    assert controller.post("/query_worker_info", instance_id="all")["worker_infos"] == [], log[-3000:]
+    assert controller.holders(prompts.CATALOG["six hundred"]) == {}
+    # The API server itself complains of an engine that has ended; engine and ranks have nothing to complain of.
+    assert [
+        line for line in log.splitlines() if line.startswith(("(EngineCore", "(Worker")) and " ERROR " in line
+    ] == []
