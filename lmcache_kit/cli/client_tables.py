@@ -14,9 +14,12 @@ __all__ = ["print_health", "print_lookup", "print_status"]
 def print_lookup(answer: dict[str, Any]) -> None:
     """Who holds how much of the prefix, and with ``explain`` why it ends there."""
     explained = answer.get("explain")
+    layout = answer["layout_info"]
+    # LMCache's own controller tells of one location of an instance.
+    holders = answer.get("holders", {instance: {location: held} for instance, (location, held) in layout.items()})
     rows = [
-        (instance, location, held, "best" if answer["layout_info"].get(instance, [None])[0] == location else "")
-        for instance, locations in answer["holders"].items()
+        (instance, location, held, "best" if layout.get(instance, [None])[0] == location else "")
+        for instance, locations in holders.items()
         for location, held in locations.items()
     ]
     if rows or not explained:
@@ -64,7 +67,8 @@ def print_status(answer: dict[str, Any]) -> None:
         [
             (instance["instance_id"], location, count)
             for instance in answer["keys"]["instances"]
-            for location, count in instance["locations"].items()
+            # LMCache's own controller counts by instance.
+            for location, count in instance.get("locations", {"": instance["key_count"]}).items()
         ],
     )
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 from types import ModuleType
 from typing import Any
 
@@ -62,6 +64,34 @@ def test_its_chunks_are_found(controller: Any, stored: list[int], peers: ModuleT
 @pytest.mark.exercises("our instance -> real controller: health")
 def test_it_is_healthy(controller: Any, instance: Any, peers: ModuleType) -> None:
     assert controller.done("/health", instance_id="ours")["error_codes"] == {"0": 0}
+
+
+@pytest.mark.exercises("our client commands -> real controller: status, lookup, pin, compress, health")
+def test_the_client_commands(controller: Any, stored: list[int], instance: Any, peers: ModuleType) -> None:
+    tokens = ",".join(map(str, stored))
+    tier = ["--instance-id", "ours", "--location", peers.CPU]
+    assert "ours" in ran(controller, "status")
+    assert f"{len(stored)}" in ran(controller, "lookup", "--tokens", tokens)
+    assert f"{len(stored)}" in ran(controller, "pin", *tier, "--tokens", tokens)
+    # It cannot tell how a job goes.
+    assert "num_tokens" in ran(controller, "compress", *tier, "--method", "zstd", "--tokens", tokens, "--no-wait")
+    peers.eventually(
+        lambda: instance.complete(PROMPT)["lmcache_kit"]["codecs"].keys() == {"zstd"}, "all are compressed"
+    )
+    ran(controller, "decompress", *tier, "--method", "zstd", "--tokens", tokens, "--no-wait")
+    peers.eventually(
+        lambda: instance.complete(PROMPT)["lmcache_kit"]["codecs"].keys() == {"naive"}, "none is compressed"
+    )
+    assert "healthy" in ran(controller, "health", "--instance-id", "ours")
+
+
+def ran(controller: Any, *command: str) -> str:
+    url = f"http://127.0.0.1:{controller.ports.http}"
+    done = subprocess.run(
+        [sys.executable, "-m", "lmcache_kit", *command, "--url", url], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 @pytest.mark.exercises("our instance -> real controller: compress, decompress (zstd), read in between")

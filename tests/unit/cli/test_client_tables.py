@@ -57,6 +57,17 @@ def test_a_lookup_that_finds_nothing_is_an_empty_table(capsys) -> None:
     assert cells(lines(capsys)) == [["instance", "location", "prefix tokens"]]
 
 
+def test_answers_of_lmcaches_controller_are_shown_as_far_as_they_go(capsys) -> None:
+    print_lookup({"event_id": "Lookup1", "layout_info": {"a": ["LocalCPUBackend", 512]}})
+    assert cells(lines(capsys))[1:] == [["a", "LocalCPUBackend", "512", "best"]]
+    print_lookup({"event_id": "Lookup2", "layout_info": {}})
+    assert len(lines(capsys)) == 1
+    worker = {"instance_id": "a", "worker_id": 0, "ip": "127.0.0.1", "port": 1, "peer_init_url": None}
+    keys = {"total_key_count": 2, "instances": [{"instance_id": "a", "key_count": 2, "worker_count": 1}]}
+    print_status({"workers": [worker], "keys": keys})
+    assert cells(lines(capsys))[-1] == ["a", "2"]
+
+
 def test_an_explanation_is_for_people_too(capsys) -> None:
     print_lookup({"layout_info": {}, "holders": {}, "explain": EXPLAIN})
     assert cells(lines(capsys)) == [
