@@ -295,5 +295,5 @@ def _cpu_places(cache: torch.Tensor, isa: str) -> torch.Tensor:
         return element_places(
             write, block_size=block_size, head_dim=content // 2, dtype=cache.dtype, num_heads=int(heads)
         )
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:  # vLLM's own word for a head size that it has no kernel for
         raise ConfigError(f"vLLM's CPU attention ({isa}) cannot be read token by token: {error}") from None
