@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import logging
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from lmcache_kit.clock import WallClock
@@ -108,18 +109,19 @@ class CacheThread:
             )
             started.set_result(None)
             try:
-                await self._until(self._stop, lambda: setattr(self, "stats", runtime.stats()))
+                await self._until(self._stop, runtime)
             finally:
                 await runtime.close()
         finally:
             if events is not None:
                 events.close()
 
-    @staticmethod
-    async def _until(stop: asyncio.Event, then: Callable[[], None]) -> None:
+    async def _until(self, stop: asyncio.Event, runtime: InstanceRuntime) -> None:
         while True:
-            try:
+            with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), _STATS_SECONDS)
                 return
-            except TimeoutError:
-                then()
+            try:
+                self.stats = runtime.stats()
+            except Exception:  # a storage plugin may raise anything; the cache goes on without its figures
+                log.exception("the cache cannot be counted")

@@ -96,8 +96,10 @@ class SchedulerSide:
             prefetch = self._prefetcher.begin(request.all_token_ids, start=computed, limit=limit)
             self._prefetches[request.request_id] = prefetch
         prefetch.computed = computed
+        if limit <= computed:  # it is only asked what need not be stored
+            return 0
         self._wait(prefetch)
-        if not prefetch.done and limit > computed:
+        if not prefetch.done:
             if self._clock.now() - prefetch.began < self._options.lookup_timeout:
                 return None
             log.warning("request %s is computed: the cache has not answered in time", request.request_id)
@@ -105,7 +107,7 @@ class SchedulerSide:
             self._forget(request.request_id)
             self._prefetches[request.request_id] = Prefetch(computed, computed, prefetch.began)
             return 0
-        return max(0, prefetch.stop - computed) if prefetch.done else 0
+        return max(0, prefetch.stop - computed)
 
     def _wait(self, prefetch: Prefetch) -> None:
         """Let the cache finish what takes no time, at most for the step's patience over all requests.
