@@ -103,7 +103,7 @@ def _detail(content: bytes, status: int) -> str:
         return content.decode(errors="replace")[:500] or f"HTTP status {status}"
     if isinstance(answer, dict):
         if isinstance(answer.get("detail"), str):
-            return str(answer["detail"])
+            return str(answer["detail"]) or f"HTTP status {status}"
         error = answer.get("error")
         if isinstance(error, dict) and "message" in error:
             return str(error["message"])

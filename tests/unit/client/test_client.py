@@ -70,6 +70,7 @@ async def test_operations_send_the_fields_of_the_protocol(controller: Controller
         (503, b'{"error": {"message": "later"}}', UnavailableError, "later"),
         (500, b"not json at all", LMCacheKitError, "not json at all"),
         (500, b"", LMCacheKitError, "HTTP status 500"),
+        (500, b'{"detail": ""}', LMCacheKitError, "HTTP status 500"),
         (404, b'{"error": "plain"}', NotFoundError, "plain"),
     ],
 )
