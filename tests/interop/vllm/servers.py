@@ -134,18 +134,14 @@ class VllmServer:
 
     def stop(self, number: int = signal.SIGTERM) -> int | None:
         """Signal it as an operator would; its exit code."""
-        shared = shared_memory(self.process.child.pid)
-        code: int | None = self.process.end(number, seconds=60)
+        code = end(self.process, number)
         self.http.close()
-        # A killed vLLM, and one whose helper process is killed with the group, leaves its own queues there.
-        for path in shared:
-            path.unlink(missing_ok=True)
         return code
 
     def close(self) -> None:
         """End it if it runs."""
         if self.process.running():
-            self.stop(signal.SIGKILL)
+            self.stop()
         self.http.close()
 
 
@@ -375,6 +371,16 @@ def quiet(env: Any) -> dict[str, str]:
     cache = env.folder / "cache"
     folders = {"VLLM_CACHE_ROOT": cache / "vllm", "TORCHINDUCTOR_CACHE_DIR": cache / "inductor"}
     return {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", **{name: str(path) for name, path in folders.items()}}
+
+
+def end(process: Any, number: int = signal.SIGTERM) -> int | None:
+    """End a vLLM server; its exit code."""
+    shared = shared_memory(process.child.pid)
+    code: int | None = process.end(number, seconds=60)
+    # A killed vLLM, and one whose helper process is killed with the group, leaves its own queues behind.
+    for path in shared:
+        path.unlink(missing_ok=True)
+    return code
 
 
 def shared_memory(group: int) -> set[Path]:

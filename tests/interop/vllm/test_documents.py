@@ -7,12 +7,14 @@ tests/integration/documents does the same with our own server, and compares the 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -92,6 +94,9 @@ TOKENIZED = (
 )
 
 
+PORTS = (8000, 8001, 8002, 8200, 9000, 9001, 9002, 9003)
+
+
 class Documents:
     """vLLM and the controller as the documents start them."""
 
@@ -99,6 +104,10 @@ class Documents:
         self.env, self.model, self.processes, self.servers = env, model, processes, servers
         self.vllm: Any = None
         self.controller: Any = None
+
+    def close(self) -> None:
+        if self.vllm is not None:
+            self.servers.end(self.vllm)
 
     def serve(self, configuration: str, *, hash_seed: str | None, more: str = "") -> None:
         (self.processes.folder / "example.yaml").write_text(configuration)
@@ -161,12 +170,18 @@ def documents(
     processes: Any,
     servers: Any,
     load_module: Callable[[str], ModuleType],
-) -> Documents:
+) -> Iterator[Documents]:
     if shutil.which("curl") is None:
         pytest.skip("the documents are about curl commands and curl is not installed")
-    if taken := [port for port in (8000, 8001, 8002, 8200, 9000, 9001, 9002, 9003) if not free(port)]:
+    for _ in range(100):  # what another test has just killed may hold one a moment longer
+        taken = [port for port in PORTS if not free(port)]
+        if not taken:
+            break
+        time.sleep(0.1)
+    else:
         pytest.skip(f"the documents use fixed ports and {taken} are in use on this machine")
-    return Documents(vllm_env, models["documents"], processes, servers)
+    with contextlib.closing(Documents(vllm_env, models["documents"], processes, servers)) as started:
+        yield started
 
 
 @pytest.mark.exercises("vLLM: LMCache's document on lookup, the instance first, vLLM compiling its model")
