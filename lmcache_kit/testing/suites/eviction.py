@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
+from itertools import islice
 from typing import Any
 
 import pytest
@@ -176,7 +177,8 @@ class EvictionPolicyTests(PluginTests):
                     pass
             want = _replay(left_alone, calls)
             assert list(asked.victims()) == want, "the order differs where victims were asked for in between"
-            assert list(asked.victims()) == want, "asking twice gives two orders"
+            for some in range(len(want) + 1):
+                assert list(islice(asked.victims(), some)) == want[:some], "asking twice gives two orders"
 
         check()
 

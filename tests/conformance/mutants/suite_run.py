@@ -5,7 +5,9 @@ sound plugins all tests that any mutant names. ``--all`` runs every test on ever
 by, or whether by anything.
 
 A process of its own, since hypothesis's settings are taken when a suite is loaded: here every run tries the same
-examples, and a failing one is not made smaller. And since a broken plugin may leave anything behind.
+examples, and a failing one is not made smaller. And since a broken plugin may leave anything behind. What a test lets
+through it tries again with other examples, as it would in its author's next run: about one in two hundred is missed by
+a hundred of them.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from mutants.kinds import SUITES, mutants_of
+from mutants.kinds import SUITES, mutants_of, sound_of
 
 from lmcache_kit.testing import pytest_plugin
 
@@ -45,7 +47,6 @@ class Outcomes:
         hypothesis.settings.register_profile(
             "mutants",
             max_examples=100,
-            derandomize=True,
             database=None,
             deadline=None,
             print_blob=False,
@@ -95,18 +96,39 @@ class Outcomes:
         return str(getattr(item, "originalname", item.name))
 
 
-def run(kind: str, wanted: dict[str, set[str]] | None) -> dict[str, dict[str, list[str]]]:
+Rows = dict[str, dict[str, list[str]]]
+
+
+def run(kind: str, wanted: dict[str, set[str]] | None, *, seed: int = 0) -> Rows:
     """``{mutant: {test: [outcome, types of the error, its first line]}}``."""
     os.environ["MUTANTS_KIND"] = kind
     outcomes = Outcomes(wanted)
     # As with an author who has installed nothing else: no settings of ours, no other plugin of pytest.
     plain = [f"-pno:{name}" for name in ("cacheprovider", "xdist", "asyncio", "timeout", "lmcache_kit")]
     plain += ["--noconftest", "-c", os.devnull, "--rootdir", str(CASES.parent), "-Werror", "--durations=15"]
+    plain.append(f"--hypothesis-seed={seed}")
     plain.append("-Wignore::pytest.PytestAssertRewriteWarning")  # of what this module imported before pytest ran
     status = pytest.main([str(CASES), *plain, "-q", "--tb=short"], plugins=[outcomes, pytest_plugin])
     if status not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
         raise SystemExit(f"pytest could not run the suite of {kind}: {status!r}")
     return outcomes.rows
+
+
+def run_until_caught(kind: str) -> Rows:
+    """As ``run``; what passes although its mutant is broken runs again, a few times."""
+    broken = {mutant.name: set(mutant.caught_by) for mutant in mutants_of(kind)}
+    rows = run(kind, broken)
+    for seed in range(1, 6):
+        passed = {
+            name: {test for test in tests if rows.get(name, {}).get(test, [""])[0] == "passed"}
+            for name, tests in broken.items()
+        }
+        if not any(passed.values()):
+            break
+        sound = {each.name: set[str]() for each in sound_of(kind)}
+        for name, tests in run(kind, {**sound, **passed}, seed=seed).items():
+            rows[name].update(tests)
+    return rows
 
 
 def main() -> None:
@@ -115,10 +137,8 @@ def main() -> None:
     parser.add_argument("outcomes", type=Path)
     parser.add_argument("--all", action="store_true", help="every test on every mutant")
     arguments = parser.parse_args()
-    wanted = None
-    if not arguments.all:
-        wanted = {mutant.name: set(mutant.caught_by) for mutant in mutants_of(arguments.kind)}
-    arguments.outcomes.write_text(json.dumps(run(arguments.kind, wanted), indent=1))
+    rows = run(arguments.kind, None) if arguments.all else run_until_caught(arguments.kind)
+    arguments.outcomes.write_text(json.dumps(rows, indent=1))
 
 
 if __name__ == "__main__":
