@@ -47,7 +47,8 @@ def test_a_new_capture_says_the_same(lmcache_env: Any, vllm_env: Any, processes:
     assert kept.keys() <= new.keys()
     for name, each in kept.items():
         assert shape(new[name]["fields"]) == shape(each["fields"]), name
-        assert new[name]["source"] == each["source"], name
+        # A worker's goodbye arrives by chance: where it was encoded it may be captured now.
+        assert (each["source"], new[name]["source"]) != ("captured", "encoded"), name
     keys = [json.loads((where / "chunk_keys.json").read_text()) for where in (GOLDEN, folder)]
     for was, now in zip(*keys, strict=True):
         if was["vllm"] and was["PYTHONHASHSEED"] is None and was["algorithm"] == "builtin":
