@@ -11,7 +11,6 @@ __all__ = [
     "COLUMNS",
     "FACTS",
     "GROUPS",
-    "NOTES",
     "NUMERIC",
     "cells",
     "detail",
@@ -43,14 +42,22 @@ COLUMNS = (
 GROUPS = (COLUMNS[1:5], COLUMNS[5:9], COLUMNS[9:11], COLUMNS[11:])
 """Columns that belong side by side: sizes, times, times to first token, and what users of a fleet get."""
 NUMERIC = frozenset(COLUMNS[1:])
-NOTES = (
-    "KV before, after: completions: the KV they stored or loaded, as the engine has it and as the tiers hold it; "
-    "moves: at the source and at the target; others: what the tiers concerned held. ratio: before to after, above 1 it "
-    "got smaller.",
-    "time: from the first request to the last answer. latency: of one request. TTFT: median time to first token, "
-    "without (cold) and with cached tokens.",
+_NOTES = (
+    {
+        "KV before": "KV before, after: completions: the KV they stored or loaded, as the engine has it and as the "
+        "tiers hold it; moves: at the source and at the target; others: what the tiers concerned held.",
+        "ratio": "ratio: before to after, above 1 it got smaller.",
+    },
+    {
+        "time": "time: from the first request to the last answer.",
+        "latency p50": "latency: of one request.",
+        "TTFT cold": "TTFT cold, cached: median time to first token, without and with cached tokens.",
+    },
+    {
+        "TTFT p50": "TTFT p50, p99: time to first token over all requests, from their arrival.",
+        "TPOT p50": "TPOT: time per output token after the first.",
+    },
 )
-_SERVED_NOTE = "TTFT p50, p99: over all requests, from their arrival. TPOT: time per output token after the first."
 FACTS = ("result", "counts", "worth knowing")
 _SHOWN_IN_CELLS = frozenset({"name", "kind", "counts", "tokens", "bytes_before", "bytes_after", "ratio", "seconds"})
 # Of whatever a workload reports beside the common values, these fit on a line.
@@ -61,8 +68,10 @@ _MET = {True: "met", False: "MISSED", None: "unknown"}
 
 
 def notes(results: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    """What the columns mean, as far as these results have them."""
-    return (*NOTES, _SERVED_NOTE) if any(map(_is_served, results)) else NOTES
+    """What the columns mean that these results have."""
+    shown = {COLUMNS[index] for index in used(COLUMNS, [cells(result) for result in results])}
+    lines = (" ".join(note for column, note in group.items() if column in shown) for group in _NOTES)
+    return tuple(line for line in lines if line)
 
 
 def used(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[int]:
