@@ -44,18 +44,21 @@ GROUPS = (COLUMNS[1:5], COLUMNS[5:9], COLUMNS[9:11], COLUMNS[11:])
 NUMERIC = frozenset(COLUMNS[1:])
 _NOTES = (
     {
-        "KV before": "KV before, after: completions: the KV they stored or loaded, as the engine has it and as the "
+        (
+            "KV before",
+            "KV after",
+        ): "KV before, after: completions: the KV they stored or loaded, as the engine has it and as the "
         "tiers hold it; moves: at the source and at the target; others: what the tiers concerned held.",
-        "ratio": "ratio: before to after, above 1 it got smaller.",
+        ("ratio",): "ratio: before to after, above 1 it got smaller.",
     },
     {
-        "time": "time: from the first request to the last answer.",
-        "latency p50": "latency: of one request.",
-        "TTFT cold": "TTFT cold, cached: median time to first token, without and with cached tokens.",
+        ("time",): "time: from the first request to the last answer.",
+        ("latency p50",): "latency: of one request.",
+        ("TTFT cold", "TTFT cached"): "TTFT cold, cached: median time to first token, without and with cached tokens.",
     },
     {
-        "TTFT p50": "TTFT p50, p99: time to first token over all requests, from their arrival.",
-        "TPOT p50": "TPOT: time per output token after the first.",
+        ("TTFT p50", "TTFT p99"): "TTFT p50, p99: time to first token over all requests, from their arrival.",
+        ("TPOT p50",): "TPOT: time per output token after the first.",
     },
 )
 FACTS = ("result", "counts", "worth knowing")
@@ -70,7 +73,7 @@ _MET = {True: "met", False: "MISSED", None: "unknown"}
 def notes(results: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     """What the columns mean that these results have."""
     shown = {COLUMNS[index] for index in used(COLUMNS, [cells(result) for result in results])}
-    lines = (" ".join(note for column, note in group.items() if column in shown) for group in _NOTES)
+    lines = (" ".join(note for columns, note in group.items() if shown & {*columns}) for group in _NOTES)
     return tuple(line for line in lines if line)
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from lmcache_kit.builtin.reporters.cells import NOTES
 from lmcache_kit.builtin.reporters.chart import bars
 from lmcache_kit.builtin.reporters.table import TableReporter
 from lmcache_kit.contracts.records import ReporterPlugin
@@ -53,6 +52,17 @@ def test_the_table_shows_numbers_in_units_that_read_well(report: dict[str, Any])
 def test_a_column_without_values_is_left_out(report: dict[str, Any]) -> None:
     assert "TTFT cold" in render("table", report)
     assert "TTFT cached" not in render("table", report)
+
+
+def test_notes_explain_the_columns_that_are_there(report: dict[str, Any]) -> None:
+    explained = {"KV before,": True, "ratio:": True, "TTFT cold,": True, "TTFT p50,": False, "TPOT:": False}
+    for name in ("table", "html"):
+        assert {note: note in render(name, report) for note in explained} == explained
+    report["results"] = report["results"][1:]
+    for name in ("table", "html"):
+        text = render(name, report)
+        assert "time: from the first request" in text
+        assert not [note for note in (*explained, "latency:") if note in text]
 
 
 def test_a_failed_run_without_results(report: dict[str, Any]) -> None:
@@ -117,7 +127,7 @@ def test_a_terminal_of_any_width_shows_every_number_whole(report: dict[str, Any]
     for shown in ("12,345", "3 MiB", "1 MiB", "15 ms", "30 ms", "1.5 s", "500 ms", "MISSED"):
         assert re.search(rf"(?<![\w.]){re.escape(shown)}(?!\w)", text), shown
     assert text.count("latency p50") == 1
-    assert " ".join(NOTES[0].split()[-6:]) in " ".join(text.split())
+    assert "others: what the tiers concerned held. ratio: before to after" in " ".join(text.split())
 
 
 def test_what_a_value_was_compared_with_is_shown(report: dict[str, Any]) -> None:
