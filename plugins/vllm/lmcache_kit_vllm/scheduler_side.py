@@ -77,7 +77,6 @@ class SchedulerSide:
         self._tracked: dict[str, TrackedRequest] = {}
         self._loading: dict[str, tuple[Piece, int, int, int]] = {}
         self._copies = OpenCopies(ranks)
-        self._storing = 0
         self._patience = options.patience
 
     # --- before a request is scheduled -------------------------------------------------------------------------------
@@ -239,12 +238,7 @@ class SchedulerSide:
             log.warning("the KV of %d tokens is not stored: %s", len(tokens) - start, error.detail)
             self._staging.release(piece)
             return
-        self._storing += 1
-        future.add_done_callback(lambda _: self._stored(piece))
-
-    def _stored(self, piece: Piece) -> None:
-        self._storing -= 1
-        self._staging.release(piece)
+        future.add_done_callback(lambda _: self._staging.release(piece))
 
     async def _save(self, tokens: list[int], piece: Piece, start: int) -> None:
         try:
