@@ -31,7 +31,8 @@ def make(kind, rng, dtype, shape):
     if kind == "offsets":
         x += rng.standard_normal((1, shape[1])) * 100
     elif kind == "outlier":
-        x[place] *= 3000
+        largest = float(ml_dtypes.finfo(dtype).max)
+        x[place] = np.clip(x[place] * 3000, -largest, largest)
     elif kind == "constant":
         x[:] = x[:1]
     elif kind == "zero":
