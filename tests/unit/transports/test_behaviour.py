@@ -131,10 +131,10 @@ async def test_the_time_to_connect_does_not_bound_the_time_to_answer(case):
         pytest.skip("within the process there is no connection")
 
     async def handler(frames):
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(1.5)
         return frames
 
-    _, channel = await case.pair(handler, connect_seconds=0.1)
+    _, channel = await case.pair(handler, connect_seconds=1.0)
     await channel.request([b"first"], timeout=LONG)
     assert plain(await channel.request([b"x"], timeout=LONG)) == [b"x"]
 
@@ -167,9 +167,12 @@ async def test_a_listener_may_come_while_a_request_waits(case):
 
 async def test_the_deadline_of_a_handler_that_never_answers(case):
     async def handler(frames):
-        await asyncio.Event().wait()
+        if bytes(frames[0]) != b"answer":
+            await asyncio.Event().wait()
+        return frames
 
     _, channel = await case.pair(handler)
+    await channel.request([b"answer"], timeout=LONG)  # the time to connect is over
     with pytest.raises(UnavailableError, match=r"did not answer within 0\.2 s"):
         await channel.request([b"x" * 100_000], timeout=0.2)
 
@@ -192,9 +195,11 @@ async def test_a_late_answer_goes_to_nobody(case):
 
 
 async def test_a_request_that_was_cancelled_leaves_the_channel_usable(case):
+    gate = asyncio.Event()
+
     async def handler(frames):
         if bytes(frames[0][:1]) == b"w":
-            await asyncio.sleep(0.05)
+            await gate.wait()
         return frames
 
     _, channel = await case.pair(handler)
@@ -204,6 +209,7 @@ async def test_a_request_that_was_cancelled_leaves_the_channel_usable(case):
         task.cancel()
     results = await asyncio.gather(*tasks, return_exceptions=True)
     assert all(isinstance(result, asyncio.CancelledError) for result in results)
+    gate.set()
     assert plain(await channel.request([b"still here"], timeout=LONG)) == [b"still here"]
 
 
