@@ -385,15 +385,15 @@ def end(process: Any, number: int = signal.SIGTERM) -> int | None:
 
 def shared_memory(group: int) -> set[Path]:
     """What the processes of a group have mapped of /dev/shm."""
-    found: set[Path] = set()
+    inodes: set[str] = set()  # who makes a semaphore maps it before it gets its name
     for process in Path("/proc").glob("[0-9]*"):
         try:
             if os.getpgid(int(process.name)) == group:
                 maps = (process / "maps").read_text().splitlines()
-                found.update(Path(line.split(maxsplit=5)[5]) for line in maps if " /dev/shm/" in line)
+                inodes.update(line.split()[4] for line in maps if " /dev/shm/" in line)
         except OSError:  # it has ended
             continue
-    return {path for path in found if path.exists()}
+    return {Path(entry) for entry in os.scandir("/dev/shm") if str(entry.inode()) in inodes}
 
 
 def clean_environment() -> dict[str, str]:
