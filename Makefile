@@ -28,7 +28,7 @@ $(INSTALLED): requirements-dev.txt pyproject.toml kernels/pyproject.toml $(wildc
 ALONE := kernels plugins/cachegen plugins/vllm tests/unit tests/properties tests/architecture tests/conformance
 LONG_ALONE := plugins/cachegen/tests/test_device.py $(addprefix tests/conformance/test_,mutants.py broken_cores.py)
 LONG := tests/surface tests/fuzz tests/docs/test_how_to.py
-LONG += $(addprefix tests/integration/,analysis benchmarks fsspec packaging sim system/test_ten_plugins.py)
+LONG += $(addprefix tests/integration/,analysis benchmarks codec faults fsspec packaging sim system/test_ten_plugins.py)
 test: $(INSTALLED)  ## what is quick of the tests that need no GPU
 	$(BIN)/python -m pytest --numprocesses 2 $(ALONE) $(addprefix --ignore=,$(LONG_ALONE)) $(PYTEST_ARGS)
 	$(BIN)/python -m pytest tests plugins $(addprefix --ignore=,$(ALONE) $(LONG)) $(PYTEST_ARGS)
