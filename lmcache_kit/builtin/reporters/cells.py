@@ -44,11 +44,10 @@ GROUPS = (COLUMNS[1:5], COLUMNS[5:9], COLUMNS[9:11], COLUMNS[11:])
 NUMERIC = frozenset(COLUMNS[1:])
 _NOTES = (
     {
-        (
-            "KV before",
-            "KV after",
-        ): "KV before, after: completions: the KV they stored or loaded, as the engine has it and as the "
-        "tiers hold it; moves: at the source and at the target; others: what the tiers concerned held.",
+        ("KV before", "KV after"): (
+            "KV before, after: completions: the KV they stored or loaded, as the engine has it and as the tiers hold it; "
+            "moves: at the source and at the target; others: what the tiers concerned held."
+        ),
         ("ratio",): "ratio: before to after, above 1 it got smaller.",
     },
     {

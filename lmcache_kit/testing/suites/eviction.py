@@ -179,6 +179,7 @@ class EvictionPolicyTests(PluginTests):
             assert list(asked.victims()) == want, "the order differs where victims were asked for in between"
             for some in range(len(want) + 1):
                 assert list(islice(asked.victims(), some)) == want[:some], "asking twice gives two orders"
+            assert list(asked.victims()) == want, "asking twice gives two orders"
 
         check()
 

@@ -47,8 +47,8 @@ def test_a_new_capture_says_the_same(lmcache_env: Any, vllm_env: Any, processes:
     assert kept.keys() <= new.keys()
     for name, each in kept.items():
         assert shape(new[name]["fields"]) == shape(each["fields"]), name
-        # A worker's goodbye arrives by chance: where it was encoded it may be captured now.
-        assert (each["source"], new[name]["source"]) != ("captured", "encoded"), name
+        if name != "DeRegisterMsg, worker pushes":  # a worker's goodbye arrives, and is captured, by chance
+            assert new[name]["source"] == each["source"], name
     keys = [json.loads((where / "chunk_keys.json").read_text()) for where in (GOLDEN, folder)]
     for was, now in zip(*keys, strict=True):
         if was["vllm"] and was["PYTHONHASHSEED"] is None and was["algorithm"] == "builtin":
