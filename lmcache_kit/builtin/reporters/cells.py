@@ -45,8 +45,8 @@ NUMERIC = frozenset(COLUMNS[1:])
 _NOTES = (
     {
         ("KV before", "KV after"): (
-            "KV before, after: completions: the KV they stored or loaded, as the engine has it and as the tiers hold it; "
-            "moves: at the source and at the target; others: what the tiers concerned held."
+            "KV before, after: completions: the KV they stored or loaded, as the engine has it and as the tiers hold "
+            "it; moves: at the source and at the target; others: what the tiers concerned held."
         ),
         ("ratio",): "ratio: before to after, above 1 it got smaller.",
     },
