@@ -95,9 +95,9 @@ class SchedulerSide:
             prefetch = self._prefetcher.begin(request.all_token_ids, start=computed, limit=limit)
             self._prefetches[request.request_id] = prefetch
         prefetch.computed = computed
-        if limit <= computed:  # it is only asked what need not be stored
-            return 0
         self._wait(prefetch)
+        if limit <= computed:  # it is only asked what need not be stored; without an answer in time all is offered
+            return 0
         if not prefetch.done:
             if self._clock.now() - prefetch.began < self._options.lookup_timeout:
                 return None

@@ -156,7 +156,7 @@ class Engine:
             self.cache,
             self.staging,
             SavePolicy(config.hash_spec, config.save_decode_cache),
-            options or ConnectorOptions(patience=1.0),
+            options or ConnectorOptions(patience=60.0),  # tests of a slow cache have options of their own
             block_size=block_size,
             ranks=ranks,
             loads=True,
