@@ -40,7 +40,11 @@ class PlacementPolicy(ABC):
     @abstractmethod
     def on_store(self, tiers: Sequence[TierView], nbytes: int) -> Sequence[int]:
         """Tiers that a new object is written to before the store counts as done. Tiers that are not writable or
-        smaller than the object are left out by the caller."""
+        smaller than the object are left out by the caller.
+
+        When none of them could take it, because what they hold is in use or they are down, the caller asks again with
+        those as not writable.
+        """
 
     def on_idle(self, tiers: Sequence[TierView], held: Sequence[int], nbytes: int) -> Sequence[int]:
         """More tiers that an object held by ``held`` is copied to in the background (write-back). Default: none."""

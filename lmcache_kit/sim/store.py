@@ -325,21 +325,29 @@ class SimStore:
         done(result)
 
     def _store(self, chunk: Chunk, protect: Set[str], result: Saved) -> tuple[bool, bool]:
-        """Whether it was written to a tier, and whether one had it already."""
+        """Whether it was written to a tier, and whether one had it already; as :meth:`Saver._store` does it."""
         written = held = False
-        for tier in self.core.store_targets(self.size(chunk.name, chunk.num_tokens, self.store_method)):
-            method = self.tiers[tier].method or self.store_method
-            nbytes = self.size(chunk.name, chunk.num_tokens, method)
-            try:
-                new = self.put(tier, chunk.key, nbytes, chunk.num_tokens, method, "store", protect, billed=True)
-            except CapacityError:
-                continue
-            held = held or not new
-            if new:
-                written = True
-                location = self.tiers[tier].location
-                result.nbytes += nbytes
-                result.by_location[location] = result.by_location.get(location, 0) + chunk.num_tokens
+        refused: set[int] = set()
+        billed = True  # the first tier's time was counted when the save began
+        while not written and not held:
+            targets = self.core.store_targets(self.size(chunk.name, chunk.num_tokens, self.store_method), refused)
+            if not targets:
+                break
+            for tier in targets:
+                method = self.tiers[tier].method or self.store_method
+                nbytes = self.size(chunk.name, chunk.num_tokens, method)
+                try:
+                    new = self.put(tier, chunk.key, nbytes, chunk.num_tokens, method, "store", protect, billed=billed)
+                except CapacityError:
+                    refused.add(tier)
+                    continue
+                held = held or not new
+                if new:
+                    written = True
+                    location = self.tiers[tier].location
+                    result.nbytes += nbytes
+                    result.by_location[location] = result.by_location.get(location, 0) + chunk.num_tokens
+            billed = False
         return written, held
 
     def _write_back(self, chunk: Chunk, protect: Set[str]) -> None:

@@ -9,7 +9,9 @@ calls. Calls come from one thread.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence, Set
+from collections.abc import Container, Sequence, Set
+
+from msgspec.structs import replace
 
 from lmcache_kit.clock import Clock
 from lmcache_kit.contracts.placement import PlacementPolicy, Promotion, TierView
@@ -70,10 +72,16 @@ class CacheCore:
         """Tiers that have the object in one of ``states``, fastest first."""
         return [tier.index for tier in self.tiers if tier.state(name) in states]
 
-    def store_targets(self, nbytes: int) -> list[int]:
-        """Where the placement policy wants a new object, tiers that cannot take it left out, in the policy's order."""
-        wanted = self._placement.on_store(self._views(), nbytes)
-        return [index for index in dict.fromkeys(wanted) if self._takes(index, nbytes)]
+    def store_targets(self, nbytes: int, refused: Container[int] = ()) -> list[int]:
+        """Where the placement policy wants a new object, tiers that cannot take it left out, in the policy's order.
+
+        To the policy, tiers in ``refused`` are not writable: they could not take this object when they were asked.
+        """
+        views = self._views()
+        if refused:
+            views = [replace(view, writable=False) if tier in refused else view for tier, view in enumerate(views)]
+        wanted = self._placement.on_store(views, nbytes)
+        return [index for index in dict.fromkeys(wanted) if index not in refused and self._takes(index, nbytes)]
 
     def idle_targets(self, name: str) -> list[int]:
         """Where the placement policy wants copies of an object once there is time for it."""

@@ -136,43 +136,58 @@ class Saver:
         protect: frozenset[str],
         totals: SaveTotals,
     ) -> bool:
+        """Write a chunk to where the placement policy wants it; whether any tier has it then.
+
+        When none could take it, because all that is there may not be evicted or because it is down, the policy is
+        asked again without those tiers: what does not fit into the first may fit into the next.
+        """
         encoded = {self._method: blob}
-        targets = self._core.store_targets(len(blob))
-        if not targets:
-            totals.errors.append(f"chunk {chunk.name}: no tier takes {len(blob)} bytes")
+        refused = set(totals.down)
+        full: list[str] = []
         stored = held = False
-        for tier in targets:
-            if tier in totals.down:
-                continue
-            location = self._io.tiers[tier].location
-            method = self._io.tiers[tier].method or self._method
-            if method not in encoded:
+        while targets := self._core.store_targets(len(blob), refused):
+            others_full, full = full, []
+            for tier in targets:
+                method = self._io.tiers[tier].method or self._method
+                if method not in encoded:
+                    try:
+                        encoded[method] = await self._work.call(encode, method)
+                    except LMCacheKitError as error:
+                        totals.errors.append(f"chunk {chunk.name}: {error.detail}")
+                        refused.add(tier)
+                        continue
                 try:
-                    encoded[method] = await self._work.call(encode, method)
-                except LMCacheKitError as error:
-                    totals.errors.append(f"chunk {chunk.name}: {error.detail}")
+                    written = await self._writer.put(
+                        tier,
+                        chunk.key,
+                        encoded[method],
+                        num_tokens=chunk.num_tokens,
+                        codec=method,
+                        cause="store",
+                        protect=protect,
+                    )
+                except CapacityError as error:
+                    full.append(f"chunk {chunk.name}: {error.detail}")
+                    refused.add(tier)
                     continue
-            try:
-                written = await self._writer.put(
-                    tier,
-                    chunk.key,
-                    encoded[method],
-                    num_tokens=chunk.num_tokens,
-                    codec=method,
-                    cause="store",
-                    protect=protect,
-                )
-            except (CapacityError, UnavailableError) as error:
-                totals.errors.append(f"chunk {chunk.name}: {error.detail}")
-                if isinstance(error, UnavailableError):
+                except UnavailableError as error:
+                    totals.errors.append(f"chunk {chunk.name}: {error.detail}")
                     totals.down.add(tier)  # one deadline for the whole save, not one for each chunk
-                continue
-            if written:
-                stored = True
-                totals.nbytes += len(encoded[method])
-                totals.by_location[location] = totals.by_location.get(location, 0) + chunk.num_tokens
-            else:
-                held = True
+                    refused.add(tier)
+                    continue
+                if written:
+                    stored = True
+                    totals.nbytes += len(encoded[method])
+                    location = self._io.tiers[tier].location
+                    totals.by_location[location] = totals.by_location.get(location, 0) + chunk.num_tokens
+                else:
+                    held = True
+            if stored or held:
+                break
+            full = others_full + full
+        if not refused and not (stored or held):
+            full.append(f"chunk {chunk.name}: no tier takes {len(blob)} bytes")
+        totals.errors += full
         if stored:
             totals.stored.append(chunk)
         elif held:

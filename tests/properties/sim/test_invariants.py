@@ -79,8 +79,7 @@ def trie_hits(said: list[str]) -> list[int]:
 @settings(QUICK, max_examples=40)
 @given(SAID, st.sampled_from([0, 1, 2, 5]), POLICIES, st.sampled_from(["demote", "write_back"]))
 def test_nothing_is_lost_while_the_last_tier_has_room(said, chunks, policy, placement):
-    """Of a prompt that is larger than the tier it enters the front is kept, so those are cut to that tier's size."""
-    said = [symbols[: chunks or None] for symbols in said]
+    """The rest of a prompt that is larger than the first tier goes to the last one at once."""
     answers = ask_all(world(chunks, None, policy=policy, placement=placement), said)
     assert [cached(answer) for answer in answers] == trie_hits(said)
 

@@ -124,6 +124,15 @@ def test_read_only_tiers_take_nothing():
         bench.begin(0, A)
 
 
+def test_to_the_policy_a_tier_that_refused_is_not_writable():
+    bench = Bench(10, 10)
+    seen = []
+    bench.placement.on_store = lambda tiers, nbytes: seen.append([tier.writable for tier in tiers]) or (0, 1)
+    assert bench.core.store_targets(1) == [0, 1]
+    assert bench.core.store_targets(1, {0}) == [1], "a policy that asks for it all the same is not heard"
+    assert seen == [[True, True], [False, True]]
+
+
 def test_a_demotion_is_decided_with_the_eviction_and_admitted_before_it():
     bench = Bench(10, 10)
     bench.placement.evict = 1

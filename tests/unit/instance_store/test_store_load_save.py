@@ -207,6 +207,36 @@ async def test_a_prompt_larger_than_the_tier_keeps_its_front(lab):
     lab.check(store)
 
 
+@pytest.mark.parametrize("placement", ["demote", "write_back"])
+async def test_the_rest_of_a_prompt_larger_than_the_first_tier_goes_to_the_next(lab, placement):
+    room = 3 * lab.blob_bytes(None)
+    store = lab.store(lab.tier(CPU, room), lab.tier(DISK, 2 * room), placement=placement)
+    tokens = list(range(64))
+    result = await store.save(tokens, lab.kv(64))
+    await store.drain()
+    assert result.num_tokens == 64
+    assert not result.errors
+    assert store.lookup(tokens)[CPU] >= 24, "the front"
+    loaded = await store.load_prefix(tokens)
+    assert loaded.num_tokens == 64
+    assert np.array_equal(loaded.kv.data, lab.kv(64).data)
+    await store.drain()
+    lab.check(store)
+
+
+async def test_the_next_tier_stands_in_for_one_that_is_down(lab, tokens):
+    cpu = lab.tier(CPU, inline=False)
+    store = lab.store(cpu, lab.tier(DISK), placement="demote")
+    cpu.backend.fail = lambda call, name: call == "put"
+    result = await store.save(tokens, lab.kv(20))
+    assert result.num_tokens == 20
+    assert result.by_location == {DISK: 20}
+    assert len(result.errors) == 1, "it is told once, and not asked for every chunk"
+    assert cpu.backend.count("put") == 1
+    assert store.lookup(tokens) == {CPU: 0, DISK: 20}
+    lab.check(store)
+
+
 async def test_a_chunk_larger_than_every_tier_is_reported(lab, tokens):
     store = lab.store(lab.tier(CPU, 10), lab.tier(DISK, 10))
     result = await store.save(tokens, lab.kv(20))
