@@ -7,7 +7,7 @@ the storage names of chunks. Calls come from one thread. Equal calls give an equ
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 __all__ = ["EvictionPolicy"]
 
@@ -28,6 +28,14 @@ class EvictionPolicy(ABC):
         """``key`` left the tier; ``evicted`` tells eviction from deletion (policies with ghost lists care).
 
         Ignored when it is not in the tier.
+        """
+
+    def saved(self, keys: Sequence[str]) -> None:
+        """A prompt was saved, and ``keys``, front first, are those of its chunks that the tier has now.
+
+        A chunk serves nobody without those in front of it, so among chunks that were used at the same time the front
+        should go last. It is no use of a chunk beyond the one that :meth:`admit` or :meth:`touch` told. Keys that are
+        not in the tier are ignored. Default: nothing.
         """
 
     @abstractmethod

@@ -320,6 +320,7 @@ class SimStore:
                 result.num_tokens += chunk.num_tokens
             elif not held:
                 break
+        self.core.saved([chunk.name for chunk in chunks])
         for chunk in stored:
             self._write_back(chunk, protect)
         done(result)

@@ -8,7 +8,7 @@ the admission that reveals a ghost hit, so it acts from the next eviction on.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from lmcache_kit.contracts.eviction import EvictionPolicy
 
@@ -85,6 +85,12 @@ class ARC(EvictionPolicy):
             self._frequent.push(key, self._recent.pop(key))
         elif key in self._frequent.sizes:
             self._frequent.sizes.move_to_end(key)
+
+    def saved(self, keys: Sequence[str]) -> None:
+        for key in reversed(keys):
+            for queue in (self._recent, self._frequent):
+                if key in queue.sizes:
+                    queue.sizes.move_to_end(key)
 
     def remove(self, key: str, *, evicted: bool) -> None:
         for queue, ghosts in ((self._recent, self._recent_ghosts), (self._frequent, self._frequent_ghosts)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from lmcache_kit.contracts.eviction import EvictionPolicy
 
@@ -31,6 +31,11 @@ class LFU(EvictionPolicy):
         if count is not None:
             self._leave(key, count)
             self._enter(key, count + 1)
+
+    def saved(self, keys: Sequence[str]) -> None:
+        for key in reversed(keys):
+            if key in self._counts:
+                self._queues[self._counts[key]].move_to_end(key)
 
     def remove(self, key: str, *, evicted: bool) -> None:
         count = self._counts.pop(key, None)

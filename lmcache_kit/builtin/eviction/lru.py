@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from lmcache_kit.contracts.eviction import EvictionPolicy
 
@@ -22,6 +22,10 @@ class LRU(EvictionPolicy):
     def touch(self, key: str) -> None:
         if key in self._keys:
             self._keys.move_to_end(key)
+
+    def saved(self, keys: Sequence[str]) -> None:
+        for key in reversed(keys):
+            self.touch(key)
 
     def remove(self, key: str, *, evicted: bool) -> None:
         self._keys.pop(key, None)

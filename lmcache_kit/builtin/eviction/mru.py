@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from lmcache_kit.builtin.eviction.lru import LRU
 
@@ -11,6 +11,10 @@ __all__ = ["MRU"]
 
 class MRU(LRU):
     """The order of LRU, reversed: keeps the old part of a cyclic scan that is larger than the tier."""
+
+    def saved(self, keys: Sequence[str]) -> None:
+        for key in keys:  # the back is the first to go here as well
+            self.touch(key)
 
     def victims(self) -> Iterator[str]:
         return reversed(self._keys)

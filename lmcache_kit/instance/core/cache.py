@@ -240,6 +240,19 @@ class CacheCore:
             self.revive(removal)
         ticket.removals.clear()
 
+    def saved(self, names: Sequence[str]) -> None:
+        """A prompt with these chunks, front first, was saved as far as the tiers took it."""
+        for tier in self.tiers:
+            held = [
+                name
+                for name in names
+                if (entry := tier.entries.get(name)) is not None
+                and entry.state is EntryState.READY
+                and not entry.foreign
+            ]
+            if held:
+                tier.policy.saved(held)
+
     # --- removals ----------------------------------------------------------------------------------------------------
 
     def _evict(self, state: TierState, entry: Entry, protect: Set[str]) -> Removal:

@@ -203,6 +203,7 @@ class KVStore:
         chunks = chunks_of(self.hasher, self.model, tokens)
         protect = frozenset(chunk.name for chunk in chunks)
         totals = await self._saver.save([chunk for chunk in chunks if chunk.start >= start], kv, start, protect)
+        self._core.saved([chunk.name for chunk in chunks])
         if totals.stored:
             self._copies.write_back(totals.stored, protect)
         return SaveResult(

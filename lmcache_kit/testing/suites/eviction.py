@@ -19,7 +19,7 @@ from lmcache_kit.testing.suites.eviction_effort import allocated_by, kept_by, st
 __all__ = ["EvictionPolicyTests"]
 
 MakePolicy = Callable[[int | None], EvictionPolicy]
-Call = tuple[str, str, Any]
+Call = tuple[str, str | tuple[str, ...], Any]
 
 _CAPACITY = 1000
 _KEYS = st.sampled_from([f"model@{name}@fp@{number:032x}" for number, name in enumerate("abcdefghij")])
@@ -27,7 +27,8 @@ _SIZES = st.integers(0, 300) | st.sampled_from([_CAPACITY, _CAPACITY + 1, 2**40]
 _ADMIT = st.tuples(st.just("admit"), _KEYS, _SIZES)
 _TOUCH = st.tuples(st.just("touch"), _KEYS, st.none())
 _REMOVE = st.tuples(st.just("remove"), _KEYS, st.booleans())
-_CALLS = st.lists(_ADMIT | _TOUCH | _REMOVE, max_size=60)
+_SAVED = st.tuples(st.just("saved"), st.lists(_KEYS, unique=True, max_size=5).map(tuple), st.none())
+_CALLS = st.lists(_ADMIT | _TOUCH | _REMOVE | _SAVED, max_size=60)
 _CAPACITIES = st.sampled_from([_CAPACITY, None, 0, 1, 2**40])
 
 
@@ -41,13 +42,15 @@ class _OtherHash(str):
 
 
 def _apply(policy: EvictionPolicy, call: Call, key_type: type[str] = str) -> None:
-    name, key, argument = call
-    if name == "admit":
-        policy.admit(key_type(key), argument)
+    name, keys, argument = call
+    if isinstance(keys, tuple):
+        policy.saved([key_type(key) for key in keys])
+    elif name == "admit":
+        policy.admit(key_type(keys), argument)
     elif name == "touch":
-        policy.touch(key_type(key))
+        policy.touch(key_type(keys))
     else:
-        policy.remove(key_type(key), evicted=argument)
+        policy.remove(key_type(keys), evicted=argument)
 
 
 def _replay(policy: EvictionPolicy, calls: Iterable[Call], key_type: type[str] = str) -> list[str]:
@@ -72,6 +75,8 @@ def _fill(policy: EvictionPolicy, count: int) -> None:
         policy.admit(f"key-{number}", 10)
         if number % 3 == 0:
             policy.touch(f"key-{number // 2}")
+        if number % 4 == 3:  # a prompt of four chunks
+            policy.saved([f"key-{number - place}" for place in (3, 2, 1, 0)])
 
 
 def _drain(policy: EvictionPolicy, count: int) -> None:
@@ -104,14 +109,14 @@ class EvictionPolicyTests(PluginTests):
         @given(calls=_CALLS, capacity=_CAPACITIES, looks=st.booleans())
         def check(calls: list[Call], capacity: int | None, looks: bool) -> None:
             policy, held = make_policy(capacity), set[str]()
-            for name, key, argument in calls:
-                _apply(policy, (name, key, argument))
+            for name, keys, argument in calls:
+                _apply(policy, (name, keys, argument))
                 if name == "admit":
-                    held.add(key)
+                    held |= {keys}
                 elif name == "remove":
-                    held.discard(key)
+                    held -= {keys}
                 if looks:
-                    _check_keys(policy, held, f"{name} of {key!r}")
+                    _check_keys(policy, held, f"{name} of {keys!r}")
             _check_keys(policy, held, f"{len(calls)} calls")
 
         check()
@@ -160,6 +165,8 @@ class EvictionPolicyTests(PluginTests):
             before = _replay(policy, calls)
             policy.touch(stranger)
             assert list(policy.victims()) == before, f"a touch of {stranger!r} changes what is there"
+            policy.saved([stranger])
+            assert list(policy.victims()) == before, f"a save of {stranger!r} changes what is there"
             policy.remove(stranger, evicted=evicted)
             assert list(policy.victims()) == before, f"a removal of {stranger!r} changes what is there"
 

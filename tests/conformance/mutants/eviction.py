@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import random
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mutants.mutant import Mutant
@@ -45,6 +45,20 @@ class ForgetsTheNewest(LRU):
 class ForgetsWhenTouched(LRU):
     def touch(self, key: str) -> None:
         self._keys.pop(key, None)
+
+
+class DropsTheBackOfASavedPrompt(LRU):
+    def saved(self, keys: Sequence[str]) -> None:
+        for key in keys[1:]:
+            self._keys.pop(key, None)
+
+
+class HoldsWhatAPromptConsistsOf(LRU):
+    """Without asking whether the tier has it."""
+
+    def saved(self, keys: Sequence[str]) -> None:
+        for key in keys:
+            self._keys[key] = None
 
 
 class RepeatsATouchedKey(EvictionPolicy):
@@ -170,6 +184,17 @@ class LooksThroughAll(LRU):
         self._keys = left
 
 
+class WalksAtEverySave(LRU):
+    """Right, but looks for a prompt's keys in the whole table."""
+
+    def saved(self, keys: Sequence[str]) -> None:
+        found = []
+        for each in self._keys:
+            if each in keys:
+                found.append(each)
+        super().saved([key for key in keys if key in found])
+
+
 class CopiesTheTier(LRU):
     """Right, but makes a list of all keys for the one that is evicted."""
 
@@ -249,6 +274,9 @@ MUTANTS: tuple[Mutant, ...] = (
     _mutant("forgets_when_touched", ForgetsWhenTouched, "a key that is read is no victim any more", _KEYS),
     _mutant("repeats_a_touched_key", RepeatsATouchedKey, "a key that was read is a victim twice", _KEYS),
     _mutant("rewriting_adds_a_key", RewritingAddsAKey, "a key that was rewritten is a victim twice", _REWRITTEN),
+    _mutant("drops_the_back_of_a_saved_prompt", DropsTheBackOfASavedPrompt, "a save makes keys no victims", _KEYS),
+    _mutant("holds_what_a_prompt_consists_of", HoldsWhatAPromptConsistsOf, "a save makes other keys victims", _KEYS),
+    _mutant("walks_at_every_save", WalksAtEverySave, "a save takes work in proportion to the tier", _WORK),
     _mutant("touch_admits", TouchAdmits, "a key that is not in the tier becomes a victim by being read", _KEYS),
     _mutant(
         "unknown_keys_raise", UnknownKeysRaise, "removing a key it does not know fails", _UNKNOWN, errors="KeyError"

@@ -22,6 +22,7 @@ CALLS = st.lists(
         st.tuples(st.just("admit"), KEYS, st.integers(0, 40)),
         st.tuples(st.just("touch"), KEYS),
         st.tuples(st.just("remove"), KEYS, st.booleans()),
+        st.tuples(st.just("saved"), st.lists(KEYS, unique=True)),
     ),
     max_size=60,
 )
@@ -30,8 +31,8 @@ CALLS = st.lists(
 class Facts:
     """When each key was stored, when it was used last and how often; the order is computed on demand."""
 
-    def __init__(self, order) -> None:
-        self.order, self.clock, self.facts = order, itertools.count(), {}
+    def __init__(self, order, front_last=reversed) -> None:
+        self.order, self.front_last, self.clock, self.facts = order, front_last, itertools.count(), {}
 
     def admit(self, key, nbytes):
         now = next(self.clock)
@@ -41,6 +42,11 @@ class Facts:
         if key in self.facts:
             self.facts[key]["used"] = next(self.clock)
             self.facts[key]["uses"] += 1
+
+    def saved(self, keys):
+        for key in self.front_last(keys):
+            if key in self.facts:
+                self.facts[key]["used"] = next(self.clock)
 
     def remove(self, key, *, evicted):
         self.facts.pop(key, None)
@@ -96,6 +102,11 @@ class NaiveARC:
         if entry:
             self.t2.append(entry)
 
+    def saved(self, keys):
+        for key in reversed(keys):
+            for entries in (self.t1, self.t2):
+                entries.sort(key=lambda entry: entry[0] == key)
+
     def remove(self, key, *, evicted):
         for entries, ghosts in ((self.t1, self.b1), (self.t2, self.b2)):
             entry = self.take(entries, key)
@@ -122,7 +133,7 @@ class NaiveARC:
 
 POLICIES = {
     "lru": (LRU, lambda: Facts(lambda fact: fact["used"])),
-    "mru": (MRU, lambda: Facts(lambda fact: -fact["used"])),
+    "mru": (MRU, lambda: Facts(lambda fact: -fact["used"], front_last=list)),
     "fifo": (FIFO, lambda: Facts(lambda fact: fact["stored"])),
     "lfu": (LFU, lambda: Facts(lambda fact: (fact["uses"], fact["used"]))),
     "arc": (lambda: ARC(100), lambda: NaiveARC(100)),
@@ -140,8 +151,8 @@ def test_the_order_of_victims_is_the_oracles(name, calls):
         for subject in (policy, oracle):
             if call == "admit":
                 subject.admit(key, rest[0])
-            elif call == "touch":
-                subject.touch(key)
+            elif call in ("touch", "saved"):
+                getattr(subject, call)(key)
             else:
                 subject.remove(key, evicted=rest[0])
         assert list(policy.victims()) == oracle.victims()
@@ -157,6 +168,8 @@ def test_arc_keeps_the_bounds_of_the_paper(calls, capacity):
             held[key] = rest[0]
         elif call == "touch":
             policy.touch(key)
+        elif call == "saved":
+            policy.saved(key)
         else:
             policy.remove(key, evicted=rest[0])
             held.pop(key, None)

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 
@@ -96,10 +96,13 @@ def test_a_tier_without_a_limit_answers_no_later_than_any_other(said, chunks, po
         assert more.seconds <= less.seconds + 1e-9
 
 
-@settings(QUICK, max_examples=30)
-@given(st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=30), st.integers(1, 6), st.integers(1, 3))
+@settings(QUICK, max_examples=60)
+@example(["aa", "baa", "aa", "b", "aa"], 3, 1)
+@given(st.lists(st.text("abcd", min_size=1, max_size=4), min_size=1, max_size=30), st.integers(1, 6), st.integers(1, 3))
 def test_more_room_answers_no_later(said, chunks, more):
-    """For LRU and prompts of one chunk, whose hits are those of a stack; see the hit rates of larger caches."""
+    """For LRU and prompts that fit: each request moves all of its chunks up, the front last, whether they hit or not,
+    so a tier holds the top of one stack, as deep as it has room."""
+    said = [symbols[:chunks] for symbols in said]
     small, large = ask_all(world(chunks), said), ask_all(world(chunks + more), said)
     for before, after in zip(small, large, strict=True):
         assert after.ttft_seconds <= before.ttft_seconds + 1e-9
@@ -161,3 +164,16 @@ def depth(a_world: Any, name: str, places: list[str], symbols: str) -> int:
             break
         end = stop
     return end
+
+
+@settings(QUICK, max_examples=60)
+@given(st.lists(st.text("abc", min_size=1, max_size=5), min_size=1, max_size=20), st.integers(1, 8))
+def test_lru_holds_no_chunk_without_those_in_front_of_it(said, chunks):
+    """Also of prompts that do not fit: a chunk without its prefix would take room and serve nobody."""
+    a_world = world(chunks)
+    store = a_world.fleet.members["a"].instance.store
+    for symbols in said:
+        ask_all(a_world, [symbols])
+        for other in said:
+            held = [bool(store.core.holders(chunk.name)) for chunk in store.chunks(fleets.prompt(other))]
+            assert held == sorted(held, reverse=True), f"after {symbols!r}, of {other!r}"
