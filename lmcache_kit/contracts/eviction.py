@@ -30,12 +30,12 @@ class EvictionPolicy(ABC):
         Ignored when it is not in the tier.
         """
 
-    def saved(self, keys: Sequence[str]) -> None:
-        """A prompt was saved, and ``keys``, front first, are those of its chunks that the tier has now.
+    def keep_front(self, keys: Sequence[str]) -> None:  # noqa: B027  (a policy may leave it out)
+        """A prompt was saved or copied here; ``keys``, front first, are those of its chunks that the tier has now.
 
-        A chunk serves nobody without those in front of it, so among chunks that were used at the same time the front
-        should go last. It is no use of a chunk beyond the one that :meth:`admit` or :meth:`touch` told. Keys that are
-        not in the tier are ignored. Default: nothing.
+        A chunk serves nobody without those in front of it, so among chunks that were used alike the front should go
+        last. It is no use of a chunk beyond the one that :meth:`admit` or :meth:`touch` told. Keys that are not in the
+        tier are ignored. Default: nothing.
         """
 
     @abstractmethod

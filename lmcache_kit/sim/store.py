@@ -240,22 +240,26 @@ class SimStore:
             wanted = [core.hit(tier, chunk.key, nbytes) for chunk, _, tier, _, nbytes in reversed(found)]
             if any(promotion is not None for promotion in wanted):
                 protect = frozenset(chunk.name for chunk, *_ in found)
+                took: set[int] = set()
                 for (chunk, _, tier, codec, nbytes), promotion in zip(found, reversed(wanted), strict=True):
-                    if promotion is not None:
-                        self._promote(chunk, tier, codec, nbytes, promotion, protect)
+                    if promotion is not None and self._promote(chunk, tier, codec, nbytes, promotion, protect):
+                        took.add(promotion.target)
+                core.keep_front([chunk.name for chunk, *_ in found], took)
         done(result)
 
     def _promote(
         self, chunk: Chunk, tier: int, codec: str, nbytes: int, promotion: Promotion, protect: Set[str]
-    ) -> None:
+    ) -> bool:
+        """Whether its target took it."""
         target = promotion.target
         try:
             written = self.put(target, chunk.key, nbytes, chunk.num_tokens, codec, "promote", protect)
         except CapacityError:
-            return
+            return False
         self.promotions += written
         if not promotion.keep_source and self.core.tiers[target].ready(chunk.name) is not None:
             self.remove(tier, chunk.name, cause="promote")
+        return written
 
     def release(self, tier: int, entry: Entry) -> None:
         """End a read; what had to wait for it goes."""
@@ -320,9 +324,12 @@ class SimStore:
                 result.num_tokens += chunk.num_tokens
             elif not held:
                 break
-        self.core.saved([chunk.name for chunk in chunks])
+        prompt = [chunk.name for chunk in chunks]
+        self.core.keep_front(prompt)
+        took: set[int] = set()
         for chunk in stored:
-            self._write_back(chunk, protect)
+            self._write_back(chunk, protect, took)
+        self.core.keep_front(prompt, took)
         done(result)
 
     def _store(self, chunk: Chunk, protect: Set[str], result: Saved) -> tuple[bool, bool]:
@@ -351,14 +358,16 @@ class SimStore:
             billed = False
         return written, held
 
-    def _write_back(self, chunk: Chunk, protect: Set[str]) -> None:
+    def _write_back(self, chunk: Chunk, protect: Set[str], took: set[int]) -> None:
+        """Tiers that took it are added to ``took``."""
         for target in self.core.idle_targets(chunk.name):
             holders = self.core.holders(chunk.name)
             if not holders:
                 return
             source = self.core.tiers[holders[0]].entries[chunk.name]
             try:
-                self.put(target, chunk.key, source.nbytes, chunk.num_tokens, source.codec, "write_back", protect)
+                if self.put(target, chunk.key, source.nbytes, chunk.num_tokens, source.codec, "write_back", protect):
+                    took.add(target)
             except CapacityError:
                 continue
 

@@ -86,7 +86,7 @@ class ARC(EvictionPolicy):
         elif key in self._frequent.sizes:
             self._frequent.sizes.move_to_end(key)
 
-    def saved(self, keys: Sequence[str]) -> None:
+    def keep_front(self, keys: Sequence[str]) -> None:
         for key in reversed(keys):
             for queue in (self._recent, self._frequent):
                 if key in queue.sizes:

@@ -32,7 +32,7 @@ class LFU(EvictionPolicy):
             self._leave(key, count)
             self._enter(key, count + 1)
 
-    def saved(self, keys: Sequence[str]) -> None:
+    def keep_front(self, keys: Sequence[str]) -> None:
         for key in reversed(keys):
             if key in self._counts:
                 self._queues[self._counts[key]].move_to_end(key)

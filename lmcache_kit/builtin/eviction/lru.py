@@ -23,7 +23,7 @@ class LRU(EvictionPolicy):
         if key in self._keys:
             self._keys.move_to_end(key)
 
-    def saved(self, keys: Sequence[str]) -> None:
+    def keep_front(self, keys: Sequence[str]) -> None:
         for key in reversed(keys):
             self.touch(key)
 

@@ -12,7 +12,7 @@ __all__ = ["MRU"]
 class MRU(LRU):
     """The order of LRU, reversed: keeps the old part of a cyclic scan that is larger than the tier."""
 
-    def saved(self, keys: Sequence[str]) -> None:
+    def keep_front(self, keys: Sequence[str]) -> None:
         for key in keys:  # the back is the first to go here as well
             self.touch(key)
 

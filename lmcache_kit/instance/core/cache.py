@@ -9,7 +9,7 @@ calls. Calls come from one thread.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Container, Sequence, Set
+from collections.abc import Container, Iterable, Sequence, Set
 
 from msgspec.structs import replace
 
@@ -240,9 +240,9 @@ class CacheCore:
             self.revive(removal)
         ticket.removals.clear()
 
-    def saved(self, names: Sequence[str]) -> None:
-        """A prompt with these chunks, front first, was saved as far as the tiers took it."""
-        for tier in self.tiers:
+    def keep_front(self, names: Sequence[str], tiers: Iterable[int] | None = None) -> None:
+        """A prompt with these chunks, front first, was written to ``tiers``, as far as they took it; None for all."""
+        for tier in self.tiers if tiers is None else [self.tiers[index] for index in sorted(tiers)]:
             held = [
                 name
                 for name in names
@@ -251,7 +251,7 @@ class CacheCore:
                 and not entry.foreign
             ]
             if held:
-                tier.policy.saved(held)
+                tier.policy.keep_front(held)
 
     # --- removals ----------------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Sequence
 
@@ -44,20 +45,31 @@ class BackgroundCopies:
         await self._promotions.idle()
         await self._write_backs.idle()
 
-    def promote(self, one: ServedChunk, promotion: Promotion, protect: frozenset[str]) -> None:
-        """Copy or move a served chunk to a faster tier."""
-        self._promotions.add(functools.partial(self._promote, one, promotion, protect))
+    def promote(self, wanted: Sequence[tuple[ServedChunk, Promotion]], prompt: Sequence[str]) -> None:
+        """Copy or move served chunks to faster tiers; ``prompt`` are the names of all that was served, front first."""
+        protect, written = frozenset(prompt), set[int]()
+        for number, (one, promotion) in enumerate(wanted, 1):
+            last = prompt if number == len(wanted) else ()
+            self._promotions.add(functools.partial(self._promote, one, promotion, protect, written, last))
 
-    def write_back(self, chunks: Sequence[Chunk], protect: frozenset[str]) -> None:
+    def write_back(self, chunks: Sequence[Chunk], prompt: Sequence[str]) -> None:
         """Copy stored chunks to where the placement policy wants them once there is time."""
-        self._write_backs.add(functools.partial(self._write_back, chunks, protect))
+        self._write_backs.add(functools.partial(self._write_back, chunks, prompt))
 
-    async def _promote(self, one: ServedChunk, promotion: Promotion, protect: frozenset[str]) -> None:
+    async def _promote(
+        self,
+        one: ServedChunk,
+        promotion: Promotion,
+        protect: frozenset[str],
+        written: set[int],
+        whole: Sequence[str],
+    ) -> None:
+        """``written`` collects the tiers that took some of a prompt; the last promotion is told its names in ``whole``."""
         target, blob = promotion.target, one.blob
         if self._io.tiers[target].inline and not isinstance(blob, bytes):
             blob = await self._work.call(bytes, blob)  # here rather than by the backend on the event loop
-        try:
-            written = await self._writer.put(
+        with contextlib.suppress(CapacityError, UnavailableError):
+            if await self._writer.put(
                 target,
                 one.chunk.key,
                 blob,
@@ -65,15 +77,15 @@ class BackgroundCopies:
                 codec=one.hit.codec,
                 cause="promote",
                 protect=protect,
-            )
-            self._io.counters[target].promotions += written
+            ):
+                self._io.counters[target].promotions += 1
+                written.add(target)
             if not promotion.keep_source and self._core.tiers[target].ready(one.chunk.name) is not None:
                 await self._writer.remove(one.tier, one.chunk.name, cause="promote")
-        except (CapacityError, UnavailableError):
-            return
+        self._core.keep_front(whole, written)
 
-    async def _write_back(self, chunks: Sequence[Chunk], protect: frozenset[str]) -> None:
-        down: set[int] = set()
+    async def _write_back(self, chunks: Sequence[Chunk], prompt: Sequence[str]) -> None:
+        protect, down, took = frozenset(prompt), set[int](), set[int]()
         for chunk in chunks:
             for target in self._core.idle_targets(chunk.name):
                 if target in down or (blob := await self._source(chunk)) is None:
@@ -94,6 +106,9 @@ class BackgroundCopies:
                     continue
                 else:
                     self._io.counters[target].write_backs += written
+                    if written:
+                        took.add(target)
+        self._core.keep_front(prompt, took)
 
     async def _source(self, chunk: Chunk) -> Buffer | None:
         for tier in self._core.holders(chunk.name):

@@ -170,10 +170,11 @@ class KVStore:
         self._loaded_tokens += kv.num_tokens
         # From the back, so that the front of a prefix, without which the rest is useless, is the last to be evicted.
         promotions = [self._credit(one) for one in reversed(served)]
-        protect = frozenset(one.chunk.name for one in served)
-        for one, promotion in zip(served, reversed(promotions), strict=True):
-            if promotion is not None:
-                self._copies.promote(one, promotion, protect)
+        wanted = zip(served, reversed(promotions), strict=True)
+        self._copies.promote(
+            [(one, promotion) for one, promotion in wanted if promotion is not None],
+            [one.chunk.name for one in served],
+        )
         return LoadedPrefix(kv, kv.num_tokens, [one.hit for one in served], self._clock.now() - began, first)
 
     def _credit(self, one: ServedChunk) -> Promotion | None:
@@ -201,11 +202,12 @@ class KVStore:
             raise InvalidRequestError(f"KV of {kv.num_tokens} tokens was given for tokens {start} to {len(tokens)}")
         await self._copies.promoted()  # so that the next decisions do not depend on how fast the last ones are done
         chunks = chunks_of(self.hasher, self.model, tokens)
-        protect = frozenset(chunk.name for chunk in chunks)
+        prompt = [chunk.name for chunk in chunks]
+        protect = frozenset(prompt)
         totals = await self._saver.save([chunk for chunk in chunks if chunk.start >= start], kv, start, protect)
-        self._core.saved([chunk.name for chunk in chunks])
+        self._core.keep_front(prompt)
         if totals.stored:
-            self._copies.write_back(totals.stored, protect)
+            self._copies.write_back(totals.stored, prompt)
         return SaveResult(
             num_tokens=sum(chunk.num_tokens for chunk in totals.stored),
             num_chunks=len(totals.stored),

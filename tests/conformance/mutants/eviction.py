@@ -48,7 +48,7 @@ class ForgetsWhenTouched(LRU):
 
 
 class DropsTheBackOfASavedPrompt(LRU):
-    def saved(self, keys: Sequence[str]) -> None:
+    def keep_front(self, keys: Sequence[str]) -> None:
         for key in keys[1:]:
             self._keys.pop(key, None)
 
@@ -56,7 +56,7 @@ class DropsTheBackOfASavedPrompt(LRU):
 class HoldsWhatAPromptConsistsOf(LRU):
     """Without asking whether the tier has it."""
 
-    def saved(self, keys: Sequence[str]) -> None:
+    def keep_front(self, keys: Sequence[str]) -> None:
         for key in keys:
             self._keys[key] = None
 
@@ -187,12 +187,11 @@ class LooksThroughAll(LRU):
 class WalksAtEverySave(LRU):
     """Right, but looks for a prompt's keys in the whole table."""
 
-    def saved(self, keys: Sequence[str]) -> None:
-        found = []
+    def keep_front(self, keys: Sequence[str]) -> None:
+        found = set()
         for each in self._keys:
-            if each in keys:
-                found.append(each)
-        super().saved([key for key in keys if key in found])
+            found |= {each} & set(keys)
+        super().keep_front([key for key in keys if key in found])
 
 
 class CopiesTheTier(LRU):

@@ -22,7 +22,7 @@ CALLS = st.lists(
         st.tuples(st.just("admit"), KEYS, st.integers(0, 40)),
         st.tuples(st.just("touch"), KEYS),
         st.tuples(st.just("remove"), KEYS, st.booleans()),
-        st.tuples(st.just("saved"), st.lists(KEYS, unique=True)),
+        st.tuples(st.just("keep_front"), st.lists(KEYS, unique=True)),
     ),
     max_size=60,
 )
@@ -43,7 +43,7 @@ class Facts:
             self.facts[key]["used"] = next(self.clock)
             self.facts[key]["uses"] += 1
 
-    def saved(self, keys):
+    def keep_front(self, keys):
         for key in self.front_last(keys):
             if key in self.facts:
                 self.facts[key]["used"] = next(self.clock)
@@ -102,7 +102,7 @@ class NaiveARC:
         if entry:
             self.t2.append(entry)
 
-    def saved(self, keys):
+    def keep_front(self, keys):
         for key in reversed(keys):
             for entries in (self.t1, self.t2):
                 entries.sort(key=lambda entry: entry[0] == key)
@@ -151,7 +151,7 @@ def test_the_order_of_victims_is_the_oracles(name, calls):
         for subject in (policy, oracle):
             if call == "admit":
                 subject.admit(key, rest[0])
-            elif call in ("touch", "saved"):
+            elif call in ("touch", "keep_front"):
                 getattr(subject, call)(key)
             else:
                 subject.remove(key, evicted=rest[0])
@@ -168,8 +168,8 @@ def test_arc_keeps_the_bounds_of_the_paper(calls, capacity):
             held[key] = rest[0]
         elif call == "touch":
             policy.touch(key)
-        elif call == "saved":
-            policy.saved(key)
+        elif call == "keep_front":
+            policy.keep_front(key)
         else:
             policy.remove(key, evicted=rest[0])
             held.pop(key, None)

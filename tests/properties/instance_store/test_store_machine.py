@@ -8,7 +8,7 @@ from which tier each chunk comes, what is pinned, what a job leaves behind, and 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -173,19 +173,43 @@ class StoreMachine(RuleBasedStateMachine):
         )
         self.run(self.store.open())
 
-    def run(self, work: Any, about: set[str] = frozenset(), *, protected: bool = False) -> Any:
-        """The answer, once all that follows from it is done too; what it is about may stay when others go."""
+    def run(
+        self,
+        work: Any,
+        about: set[str] = frozenset(),
+        *,
+        protected: bool = False,
+        saved: list[str] | None = None,
+        served: list[str] | None = None,
+    ) -> Any:
+        """The answer, once all that follows from it is done too; what it is about may stay when others go.
+
+        ``saved`` and ``served`` are the chunks of a prompt, front first, that it saves or reads.
+        """
         self.about, self.protected = about, protected
+        self.copied_to: set[int] = set()
         self.owed: dict[tuple[int, str], str] = {}  # what had to go before another object, and perhaps is on its way
 
         async def whole() -> Any:
             answer = await work
+            if saved is not None:
+                self.front_last(saved, range(len(self.shelves)))
             await asyncio.wait_for(self.store.drain(), 60)
+            self.front_last(saved or served or [], self.copied_to)
             return answer
 
         answer = self.runner.run(whole())
         assert not self.owed, "these had to go first"
         return answer
+
+    def front_last(self, names: list[str], tiers: Iterable[int]) -> None:
+        """Of a prompt that was written to some tiers the front is the last to go."""
+        if self.policy == "lru":
+            for order in (self.order[tier] for tier in tiers):
+                for name in reversed(names):
+                    if name in order:
+                        order.remove(name)
+                        order.append(name)
 
     def kept(self, listener: Callable[[Any], None]) -> Callable[[Any], None]:
         """What a listener complains of is kept: within a job an error of any kind is the job's failure, and no more."""
@@ -216,6 +240,8 @@ class StoreMachine(RuleBasedStateMachine):
         order = self.order[tier]
         if event.op in ("admit", "revive"):
             order.append(name)
+            if event.cause in ("promote", "write_back"):
+                self.copied_to.add(tier)
         elif event.op == "hit" and self.policy == "lru" and name in order:
             order.remove(name)
             order.append(name)
@@ -278,7 +304,8 @@ class StoreMachine(RuleBasedStateMachine):
         chunks = chain(tokens)
         self.known |= {name: stop - (stop - 1) // CHUNK * CHUNK for name, stop in chunks}
         there = {name for name, _ in chunks if any(name in self.announced[tier] for tier in self.up())}
-        result = self.run(self.store.save(tokens, kv_of(tokens)), dict(chunks).keys(), protected=True)
+        names = [name for name, _ in chunks]
+        result = self.run(self.store.save(tokens, kv_of(tokens)), set(names), protected=True, saved=names)
         assert result.errors or result.num_tokens + result.held_tokens == len(tokens)
         assert result.num_tokens <= len(tokens) - self.tokens_of(sorted(there)) or self.doubt
         if not self.troubled() and not self.full:
@@ -304,7 +331,8 @@ class StoreMachine(RuleBasedStateMachine):
         want = [(name, stop) for name, stop in self.prefix(tokens, self.up()) if stop - self.known[name] < most]
         covered = min(most, want[-1][1]) if want else 0
         places = [next(tier for tier in self.up() if self.sound(tier, name)) for name, _ in want]
-        loaded = self.run(self.store.load_prefix(tokens, limit=limit), {name for name, _ in want}, protected=True)
+        names = [name for name, _ in want]
+        loaded = self.run(self.store.load_prefix(tokens, limit=limit), set(names), protected=True, served=names)
         assert loaded.num_tokens == covered
         assert [hit.location for hit in loaded.hits] == [LOCATIONS[tier] for tier in places]
         assert (loaded.kv is None) == (covered == 0)
