@@ -64,7 +64,7 @@ class BackgroundCopies:
         written: set[int],
         whole: Sequence[str],
     ) -> None:
-        """``written`` collects the tiers that took some of a prompt; the last promotion is told its names in ``whole``."""
+        """``written`` collects the tiers that took some of a prompt; the last promotion has its names in ``whole``."""
         target, blob = promotion.target, one.blob
         if self._io.tiers[target].inline and not isinstance(blob, bytes):
             blob = await self._work.call(bytes, blob)  # here rather than by the backend on the event loop
