@@ -27,8 +27,10 @@ $(INSTALLED): requirements-dev.txt pyproject.toml kernels/pyproject.toml $(wildc
 # themselves. LONG are whole environments, whole pages of the documentation and searches: minutes for a few tests.
 ALONE := kernels plugins/cachegen plugins/vllm tests/unit tests/properties tests/architecture tests/conformance
 LONG_ALONE := plugins/cachegen/tests/test_device.py $(addprefix tests/conformance/test_,mutants.py broken_cores.py)
-LONG := tests/surface tests/fuzz tests/docs/test_how_to.py
-LONG += $(addprefix tests/integration/,analysis benchmarks codec faults fsspec packaging sim system/test_ten_plugins.py)
+LONG_ALONE += tests/unit/testing/test_checking.py tests/unit/cli/test_plugin_check.py
+LONG := tests/surface tests/fuzz tests/docs
+LONG += $(addprefix tests/integration/,analysis benchmarks codec faults fsspec packaging sim)
+LONG += $(addprefix tests/integration/,live/test_server_engines.py system/test_ten_plugins.py)
 test: $(INSTALLED)  ## what is quick of the tests that need no GPU
 	$(BIN)/python -m pytest --numprocesses 2 $(ALONE) $(addprefix --ignore=,$(LONG_ALONE)) $(PYTEST_ARGS)
 	$(BIN)/python -m pytest tests plugins $(addprefix --ignore=,$(ALONE) $(LONG)) $(PYTEST_ARGS)
