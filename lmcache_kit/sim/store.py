@@ -337,10 +337,8 @@ class SimStore:
         written = held = False
         refused: set[int] = set()
         billed = True  # the first tier's time was counted when the save began
-        while not written and not held:
-            targets = self.core.store_targets(self.size(chunk.name, chunk.num_tokens, self.store_method), refused)
-            if not targets:
-                break
+        size = self.size(chunk.name, chunk.num_tokens, self.store_method)
+        while not (written or held) and (targets := self.core.store_targets(size, refused)):
             for tier in targets:
                 method = self.tiers[tier].method or self.store_method
                 nbytes = self.size(chunk.name, chunk.num_tokens, method)

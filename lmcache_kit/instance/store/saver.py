@@ -145,46 +145,27 @@ class Saver:
         refused = set(totals.down)
         full: list[str] = []
         stored = held = False
-        while targets := self._core.store_targets(len(blob), refused):
-            others_full, full = full, []
+        while not (stored or held) and (targets := self._core.store_targets(len(blob), refused)):
+            others, full = full, []
             for tier in targets:
-                method = self._io.tiers[tier].method or self._method
-                if method not in encoded:
-                    try:
-                        encoded[method] = await self._work.call(encode, method)
-                    except LMCacheKitError as error:
-                        totals.errors.append(f"chunk {chunk.name}: {error.detail}")
-                        refused.add(tier)
-                        continue
                 try:
-                    written = await self._writer.put(
-                        tier,
-                        chunk.key,
-                        encoded[method],
-                        num_tokens=chunk.num_tokens,
-                        codec=method,
-                        cause="store",
-                        protect=protect,
-                    )
-                except CapacityError as error:
-                    full.append(f"chunk {chunk.name}: {error.detail}")
+                    nbytes = await self._put(tier, chunk, encoded, encode, protect)
+                except LMCacheKitError as error:
                     refused.add(tier)
+                    if isinstance(error, UnavailableError):
+                        totals.down.add(tier)  # one deadline for the whole save, not one for each chunk
+                    problems = full if isinstance(error, CapacityError) else totals.errors
+                    problems.append(f"chunk {chunk.name}: {error.detail}")
                     continue
-                except UnavailableError as error:
-                    totals.errors.append(f"chunk {chunk.name}: {error.detail}")
-                    totals.down.add(tier)  # one deadline for the whole save, not one for each chunk
-                    refused.add(tier)
-                    continue
-                if written:
-                    stored = True
-                    totals.nbytes += len(encoded[method])
-                    location = self._io.tiers[tier].location
-                    totals.by_location[location] = totals.by_location.get(location, 0) + chunk.num_tokens
-                else:
+                if nbytes is None:
                     held = True
-            if stored or held:
-                break
-            full = others_full + full
+                    continue
+                stored = True
+                location = self._io.tiers[tier].location
+                totals.nbytes += nbytes
+                totals.by_location[location] = totals.by_location.get(location, 0) + chunk.num_tokens
+            if not (stored or held):  # otherwise these tiers stand in for those that were full
+                full = others + full
         if not refused and not (stored or held):
             full.append(f"chunk {chunk.name}: no tier takes {len(blob)} bytes")
         totals.errors += full
@@ -193,3 +174,23 @@ class Saver:
         elif held:
             totals.held_tokens += chunk.num_tokens
         return stored or held
+
+    async def _put(
+        self,
+        tier: int,
+        chunk: Chunk,
+        encoded: dict[str, bytes],
+        encode: Callable[[str], bytes],
+        protect: frozenset[str],
+    ) -> int | None:
+        """Write a chunk to a tier in the tier's method; its stored bytes, or None when it has the chunk already.
+
+        ``encoded`` are the blobs that were made of it so far, by method. Raises what coding and writing raise.
+        """
+        method = self._io.tiers[tier].method or self._method
+        if method not in encoded:
+            encoded[method] = await self._work.call(encode, method)
+        written = await self._writer.put(
+            tier, chunk.key, encoded[method], num_tokens=chunk.num_tokens, codec=method, cause="store", protect=protect
+        )
+        return len(encoded[method]) if written else None

@@ -109,8 +109,8 @@ class CoreMachine(RuleBasedStateMachine):
         self.processes.append(process)
         self.step(process, self.eager, "")
 
-    def write(self, ticket) -> Process:
-        """Whether it was written."""
+    def write(self, ticket, nbytes: int | None = None) -> Process:
+        """Whether it was written; ``nbytes`` when it really has fewer than the ticket says."""
         tier, name = ticket.tier, ticket.entry.name
         while True:
             while ticket.removals:
@@ -128,7 +128,7 @@ class CoreMachine(RuleBasedStateMachine):
                 yield
         failure = yield
         if failure in ("", "done"):
-            self.bytes[tier][name] = (name, ticket.nbytes)
+            self.bytes[tier][name] = (name, ticket.nbytes if nbytes is None else nbytes)
             self.foreign[tier].discard(name)
         if failure == "":
             self.core.commit(ticket)
@@ -138,6 +138,13 @@ class CoreMachine(RuleBasedStateMachine):
             self.core.doubt_write(ticket)
         return failure == ""
 
+    def read_bytes(self, tier: int, entry) -> int:
+        """The size of what is there: the account's, or less after a rewrite of which nobody knows whether it was done."""
+        found, nbytes = self.bytes[tier][entry.name]  # a KeyError is an object freed under its reader
+        assert found == entry.name
+        assert nbytes == entry.nbytes or (not entry.codec and nbytes <= entry.nbytes)
+        return nbytes
+
     def carry_out(self, removal) -> Process:
         """Whether the object is gone."""
         tier, name = removal.tier, removal.entry.name
@@ -145,8 +152,7 @@ class CoreMachine(RuleBasedStateMachine):
             if (yield):
                 self.core.abort(removal.demotion)
             else:
-                assert self.bytes[tier][name] == (name, removal.entry.nbytes)
-                yield from self.write(removal.demotion)
+                yield from self.write(removal.demotion, self.read_bytes(tier, removal.entry))
         self.core.retire(removal)
         while removal.entry.readers:
             yield
@@ -199,9 +205,7 @@ class CoreMachine(RuleBasedStateMachine):
             return
         yield
         yield
-        found, nbytes = self.bytes[tier][name]  # a KeyError is an object freed under its reader
-        assert found == name
-        assert nbytes == entry.nbytes or (not entry.codec and nbytes <= entry.nbytes)
+        nbytes = self.read_bytes(tier, entry)
         self.core.learn(tier, entry, nbytes=nbytes, codec="learned")
         self.core.release(tier, entry)
         promotion = self.core.hit(tier, key, nbytes)
