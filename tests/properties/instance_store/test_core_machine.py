@@ -139,7 +139,7 @@ class CoreMachine(RuleBasedStateMachine):
         return failure == ""
 
     def read_bytes(self, tier: int, entry) -> int:
-        """The size of what is there: the account's, or less after a rewrite of which nobody knows whether it was done."""
+        """The size of what is there: the account's, or less after a rewrite that nobody knows the end of."""
         found, nbytes = self.bytes[tier][entry.name]  # a KeyError is an object freed under its reader
         assert found == entry.name
         assert nbytes == entry.nbytes or (not entry.codec and nbytes <= entry.nbytes)
