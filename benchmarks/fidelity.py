@@ -34,6 +34,7 @@ from typing import Any
 from harness import Report, argument_parser, table
 
 from lmcache_kit.analysis.events import read_events
+from lmcache_kit.analysis.requests import place_of
 from lmcache_kit.calibration import calibrate, figures, judged
 from lmcache_kit.live import Run
 from lmcache_kit.plugins import registry
@@ -51,8 +52,10 @@ PERCENTS = (50, 90, 99)
 _LOOK_SECONDS = 3.0
 MOST_POINTS, MOST_MAPE, MOST_P99 = 1.0, 10.0, 20.0
 
-Times = Mapping[tuple[str, int], float]
-"""Seconds to the first token by workload and position."""
+Place = tuple[str, str, int]
+"""Workload, session, and the turn in it or, without a session, the position in the workload."""
+Times = Mapping[Place, float]
+"""Seconds to the first token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,12 +126,12 @@ def _busy() -> float | None:
     return total - own.user - own.system - own.children_user - own.children_system
 
 
-def times_of(folder: Path) -> dict[tuple[str, int], float]:
+def times_of(folder: Path) -> dict[Place, float]:
     """Of all answered requests of a run."""
     return {
-        (event.workload, event.position): event.ttft_seconds
+        (event.workload, *place): event.ttft_seconds
         for event in read_events(folder / "events.jsonl")
-        if event.event == "request" and event.ttft_seconds
+        if event.event == "request" and event.ttft_seconds and (place := place_of(event)) is not None
     }
 
 
@@ -149,7 +152,7 @@ def errors(times: Times, rounds: Sequence[Times]) -> dict[str, float]:
     return found
 
 
-def _keys(rounds: Iterable[Times]) -> list[tuple[str, int]]:
+def _keys(rounds: Iterable[Times]) -> list[Place]:
     return sorted({key for each in rounds for key in each})
 
 
@@ -207,12 +210,13 @@ def facts_of(kind: str, walls: Sequence[WallRun], virtual: Path, judgement: Mapp
         "jobs": jobs_of(virtual, folders),
         "requests": [
             {
-                "workload": workload,
-                "position": position,
-                "wall_seconds": [each.get((workload, position)) for each in rounds],
-                "virtual_seconds": played.get((workload, position)),
+                "workload": place[0],
+                "session": place[1],
+                "position": place[2],
+                "wall_seconds": [each.get(place) for each in rounds],
+                "virtual_seconds": played.get(place),
             }
-            for workload, position in _keys(rounds)
+            for place in _keys(rounds)
         ],
     }
 

@@ -31,6 +31,8 @@ class Event(msgspec.Struct, frozen=True, gc=False):
     cause: str | None = None
     bytes: int | None = None
     position: int | None = None
+    session: str | None = None
+    turn: int | None = None
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     cached_tokens: int | None = None

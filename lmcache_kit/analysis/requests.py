@@ -1,4 +1,8 @@
-"""The requests of two runs, matched by workload and position: whether they agree, and how their times compare."""
+"""The requests of two runs, matched by workload and place: whether they agree, and how their times compare.
+
+The place of a request is its turn in its session, or without one its position in the workload. Positions are counted as
+requests arrive, and which of two conversations goes on first depends on how long their last answers took.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +15,18 @@ from typing import Any
 from lmcache_kit.analysis.events import Event
 from lmcache_kit.report.percentiles import PERCENTILES, percentile, summarize
 
-__all__ = ["RequestMatcher"]
+__all__ = ["RequestMatcher", "place_of"]
 
 _COMPARED = ("instance", "prompt_tokens", "completion_tokens", "cached_tokens", "failed")
-_Key = tuple[str, int, int]
-"""Workload, position, and how many times that position came before (0 unless a workload repeats itself)."""
+_Key = tuple[str, str, int, int]
+"""Workload, session, turn or position, and how many times that came before (0 unless a workload repeats itself)."""
+
+
+def place_of(event: Event) -> tuple[str, int] | None:
+    """Session and turn, or an empty session and the position; None for a request that has no number."""
+    if event.session is not None and event.turn is not None:
+        return event.session, event.turn
+    return None if event.position is None else ("", event.position)
 
 
 @dataclass(slots=True)
@@ -52,7 +63,7 @@ class RequestMatcher:
     def __init__(self, *, with_times: bool) -> None:
         self._with_times = with_times
         self._waiting: tuple[dict[_Key, Event], dict[_Key, Event]] = ({}, {})
-        self._repeats: tuple[Counter[tuple[str, int]], Counter[tuple[str, int]]] = (Counter(), Counter())
+        self._repeats: tuple[Counter[tuple[str, str, int]], Counter[tuple[str, str, int]]] = (Counter(), Counter())
         self._unnumbered: tuple[Counter[str], Counter[str]] = (Counter(), Counter())
         self._order: dict[str, int] = {}
         self._workloads: dict[str, _Workload] = defaultdict(_Workload)
@@ -86,7 +97,7 @@ class RequestMatcher:
         """How many there are, how many differ, and the first that does."""
         first = None
         if self._first is not None:
-            _, (workload, position, _), a, b = self._first
+            (_, position, _), (workload, *_), a, b = self._first
             first = {"workload": workload, "position": position, "a": _shown(a), "b": _shown(b)}
         return {
             "matched": self.matched,
@@ -114,18 +125,20 @@ class RequestMatcher:
     def _key(self, side: int, event: Event) -> _Key:
         workload = event.workload or ""
         self._order.setdefault(workload, len(self._order))
-        position = event.position
-        if position is None:
-            position = self._unnumbered[side][workload]
+        place = place_of(event)
+        if place is None:
+            place = "", self._unnumbered[side][workload]
             self._unnumbered[side][workload] += 1
         repeats = self._repeats[side]
-        count = repeats[workload, position]
-        repeats[workload, position] = count + 1
-        return workload, position, count
+        count = repeats[workload, *place]
+        repeats[workload, *place] = count + 1
+        return workload, *place, count
 
     def _differs(self, key: _Key, a: Event | None, b: Event | None) -> None:
         self.different += 1
-        place = (self._order[key[0]], key[1], key[2])
+        workload, _, number, count = key
+        positions = [event.position for event in (a, b) if event is not None and event.position is not None]
+        place = (self._order[workload], positions[0] if positions else number, count)
         if self._first is None or place < self._first[0]:
             self._first = (place, key, a, b)
 

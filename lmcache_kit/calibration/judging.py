@@ -10,6 +10,7 @@ import msgspec
 
 from lmcache_kit.analysis import compare_runs
 from lmcache_kit.analysis.events import Event, read_events
+from lmcache_kit.analysis.requests import place_of
 from lmcache_kit.report import read_report
 
 __all__ = ["judge", "request_pairs"]
@@ -41,10 +42,10 @@ def judge(wall: Path, virtual: Path) -> Facts:
 
 def request_pairs(wall: Path, virtual: Path) -> list[Facts]:
     """The requests that both runs answered: tokens, and seconds to the first token and to the end in both."""
-    others = {(line.workload, line.position): line for line in _requests(virtual)}
+    others = {(line.workload, place_of(line)): line for line in _requests(virtual)}
     found = []
     for mine in _requests(wall):
-        its = others.get((mine.workload, mine.position))
+        its = others.get((mine.workload, place_of(mine)))
         if its is not None and mine.ttft_seconds and its.ttft_seconds:
             found.append(
                 {

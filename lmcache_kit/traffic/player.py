@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 
 from lmcache_kit.clock import Clock
@@ -35,6 +36,7 @@ class Player:
         self._time_scale = time_scale
         self._cap = max_output_tokens
         self._submit: Callable[[Request], None] = _nowhere
+        self._turns = Counter[str]()
         self._seen: set[str] = set()
         self._count = 0
         self._open = 0
@@ -128,7 +130,11 @@ class Player:
         tokens = max(record.output_tokens, 1)
         if self._cap is not None and tokens > self._cap:
             tokens = self._cap
-        request = Request(position, record, self._source.prompt(record, position), tokens, arrival)
+        turn = None
+        if record.session is not None:
+            turn = self._turns[record.session]
+            self._turns[record.session] = turn + 1
+        request = Request(position, record, self._source.prompt(record, position), tokens, arrival, turn)
         if record.request_id is not None:
             request.repeated = record.request_id in self._seen
             self._seen.add(record.request_id)

@@ -16,9 +16,9 @@ class Request:
     """What is known of a request while it is under way; afterwards only its numbers are kept.
 
     ``arrival``, ``sent`` and ``end`` are readings of the run's clock in seconds; ``sent`` is that of the last attempt.
-    ``place`` is the instance of the last attempt, ``promised`` the tokens that a lookup said it holds (None without a
-    lookup). ``repeated`` is set for a record that a trace has as a retry of an earlier one. It ends with a
-    ``completion`` or an ``error``.
+    ``turn`` counts the requests of its session from 0. ``place`` is the instance of the last attempt, ``promised`` the
+    tokens that a lookup said it holds (None without a lookup). ``repeated`` is set for a record that a trace has as a
+    retry of an earlier one. It ends with a ``completion`` or an ``error``.
     """
 
     __slots__ = (
@@ -38,12 +38,20 @@ class Request:
         "repeated",
         "sent",
         "task",
+        "turn",
     )
 
     def __init__(
-        self, position: int, record: TraceRecord, prompt: BlockPrompt, max_tokens: int, arrival: float
+        self,
+        position: int,
+        record: TraceRecord,
+        prompt: BlockPrompt,
+        max_tokens: int,
+        arrival: float,
+        turn: int | None = None,
     ) -> None:
         self.position = position
+        self.turn = turn
         self.record = record
         self.prompt = prompt
         self.max_tokens = max_tokens

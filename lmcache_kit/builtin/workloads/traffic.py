@@ -139,6 +139,7 @@ def _emit(context: WorkloadContext, names: Sequence[str], request: Request, star
         "position": request.position,
         "instance": None if request.place is None else names[request.place],
         "session": record.session,
+        "turn": request.turn,
         "arrival": request.arrival - start,
         "queue_seconds": request.queue_seconds,
         "prompt_tokens": record.input_tokens,

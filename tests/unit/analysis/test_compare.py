@@ -9,6 +9,7 @@ import pytest
 
 from lmcache_kit.analysis import compare_runs
 from lmcache_kit.analysis.sequences import BLOCK, Per
+from lmcache_kit.calibration import request_pairs
 from lmcache_kit.errors import ConfigError
 
 
@@ -44,6 +45,24 @@ def test_bytes_count_when_asked_for(make_run, decide) -> None:
     b = make_run("b", [decide("admit", "x", bytes=11)])
     assert compare_runs(a, b)["equal"]
     assert not compare_runs(a, b, with_bytes=True)["equal"]
+
+
+def test_turns_of_conversations_are_matched_whatever_position_they_came_at(make_run, ask) -> None:
+    def turn(position: int, session: str, turn: int, tokens: int) -> dict[str, Any]:
+        return ask(position, session=session, turn=turn, prompt_tokens=tokens, ttft_seconds=tokens / 100)
+
+    a = [turn(0, "c1", 0, 10), turn(1, "c2", 0, 20), turn(2, "c1", 1, 30), turn(3, "c2", 1, 40), ask(4)]
+    b = [turn(1, "c2", 0, 20), turn(0, "c1", 0, 10), turn(2, "c2", 1, 40), turn(3, "c1", 1, 30), ask(4)]
+    folders = make_run("a", a), make_run("b", b)
+    facts = compare_runs(*folders, with_times=True)
+    assert facts["requests"]["different"] == 0
+    assert facts["times"]["requests"][0]["ttft"]["mape"] == 0
+    assert sorted(pair["prompt_tokens"] for pair in request_pairs(*folders)) == [10, 20, 30, 40, 100]
+    assert all(mine == its for pair in request_pairs(*folders) for mine, its in [pair["ttft_seconds"]])
+    other = compare_runs(folders[0], make_run("c", [*b[:3], turn(3, "c1", 1, 31), ask(4)]))["requests"]
+    assert other["different"] == 1
+    assert other["first_difference"]["position"] == 2
+    assert other["first_difference"]["a"]["prompt_tokens"] == 30
 
 
 def test_the_order_between_instances_does_not_count(make_run, decide) -> None:

@@ -76,6 +76,19 @@ def test_a_trace_may_be_given_other_arrivals(fleet: Any) -> None:
     assert [event["arrival"] for event in fleet.events[3:]] == [0.0, 1.0, 2.0]
 
 
+def test_requests_say_which_turn_of_which_conversation_they_are(fleet: Any) -> None:
+    talks = {"kind": "multi_turn", "turns": 3, "user_tokens": 10, "output_tokens": 10, "think_seconds": 1.0}
+    fleet.run(contents=talks, arrivals={"kind": "poisson", "rate": 1}, requests=8)
+    events = sorted(fleet.events, key=lambda event: event["position"])
+    for session in ("c1", "c2", "c3"):
+        mine = [event for event in events if event["session"] == session]
+        assert [event["turn"] for event in mine] == [0, 1, 2][: len(mine)]
+        assert [event["prompt_tokens"] for event in mine] == [10, 30, 50][: len(mine)]
+    fleet.events.clear()
+    fleet.run(trace=fleet.trace((0, 8, 1, [1])))
+    assert [(event["session"], event["turn"]) for event in fleet.events] == [(None, None)]
+
+
 def test_a_trace_without_prefixes_shares_nothing(fleet: Any) -> None:
     (fleet.folder / "t.csv").write_text(
         "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:17:03.0000000,40,3\n2023-11-16 18:17:04.0000000,40,3\n"
