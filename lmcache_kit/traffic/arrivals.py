@@ -19,7 +19,10 @@ def arrival_times(spec: Arrivals, draws: Draws) -> Iterator[float]:
             yield 0.0
     now = 0
     while True:
-        for _ in range(spec.size if isinstance(spec, Bursts) else 1):
+        if isinstance(spec, Bursts):
+            for number in range(spec.size):
+                yield (now + round(spec.within * _NANOSECONDS) * number // spec.size) / _NANOSECONDS
+        else:
             yield now / _NANOSECONDS
         # Summed up as whole nanoseconds: sums of floats would carry the last bit of each along.
         now += round(_gap(spec, draws) * _NANOSECONDS)

@@ -78,10 +78,15 @@ class Gamma(Options, frozen=True, tag="gamma", tag_field="kind"):
 
 
 class Bursts(Options, frozen=True, tag="bursts", tag_field="kind"):
-    """``size`` arrivals at once, every ``every`` seconds."""
+    """``size`` arrivals every ``every`` seconds, evenly over the first ``within`` of them: 0 is all at once."""
 
     size: Positive
     every: Annotated[float, Meta(gt=0)]
+    within: Annotated[float, Meta(ge=0)] = 0.0
+
+    def __post_init__(self) -> None:
+        if self.within > self.every:
+            raise ValueError(f"a burst within {self.within} s does not end before the next one, {self.every} s later")
 
 
 class Closed(Options, frozen=True, tag="closed", tag_field="kind"):

@@ -33,6 +33,9 @@ ARRIVALS = st.one_of(
     st.fixed_dictionaries({"kind": st.just("poisson"), "rate": st.floats(0.01, 1000)}),
     st.fixed_dictionaries({"kind": st.just("gamma"), "rate": st.floats(0.01, 1000), "cv": st.floats(0, 20)}),
     st.fixed_dictionaries({"kind": st.just("bursts"), "size": st.integers(1, 5), "every": st.floats(0.001, 10)}),
+    st.fixed_dictionaries(
+        {"kind": st.just("bursts"), "size": st.integers(1, 5), "every": st.floats(1, 10), "within": st.floats(0, 1)}
+    ),
     st.fixed_dictionaries({"kind": st.just("closed"), "concurrency": st.integers(1, 5)}),
 )
 COMMON: dict[str, Any] = {"output_tokens": LENGTHS, "block_size": SIZES}

@@ -48,6 +48,10 @@ def times(spec: dict[str, Any], count: int) -> list[float]:
 def test_arrivals_of_each_kind() -> None:
     assert times({"kind": "gamma", "rate": 4, "cv": 0}, 4) == [0, 0.25, 0.5, 0.75]
     assert times({"kind": "bursts", "size": 2, "every": 3}, 5) == [0, 0, 3, 3, 6]
+    assert times({"kind": "bursts", "size": 4, "every": 3, "within": 1}, 6) == [0, 0.25, 0.5, 0.75, 3, 3.25]
+    assert times({"kind": "bursts", "size": 2, "every": 3, "within": 3}, 4) == [0, 1.5, 3, 4.5]
+    with pytest.raises(msgspec.ValidationError, match="does not end before the next one"):
+        times({"kind": "bursts", "size": 2, "every": 3, "within": 3.1}, 4)
     assert times({"kind": "closed", "concurrency": 4}, 3) == [0, 0, 0]
     assert times({"kind": "poisson", "rate": 10}, 10_000)[-1] == pytest.approx(1000, rel=0.05)
     assert times({"kind": "gamma", "rate": 10, "cv": 3}, 20_000)[-1] == pytest.approx(2000, rel=0.1)
