@@ -159,7 +159,7 @@ def fleet(folder: Path) -> dict[str, Any]:
                 "name": "move",
                 "kind": "move",
                 "of": "serve",
-                "from": {"instance": "a", "location": LOCATION},
+                "from": {"instance": "a", "location": "LocalCPUBackend"},
                 "to": {"instance": "b", "location": LOCATION},
                 "copy": True,
             },
