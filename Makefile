@@ -24,10 +24,12 @@ $(INSTALLED): requirements-dev.txt pyproject.toml kernels/pyproject.toml $(wildc
 	@touch $@
 
 # What needs no servers runs in two processes; tests that start some run one after another, with the machine to
-# themselves. LONG are whole environments, whole pages of the documentation and searches: minutes for a few tests.
+# themselves. LONG are whole environments, whole pages of the documentation, programs compiled for GPUs, calibrations
+# and searches: minutes for a few tests.
 ALONE := kernels plugins/cachegen plugins/vllm tests/unit tests/properties tests/architecture tests/conformance
 LONG_ALONE := plugins/cachegen/tests/test_device.py $(addprefix tests/conformance/test_,mutants.py broken_cores.py)
-LONG_ALONE += tests/unit/testing/test_checking.py tests/unit/cli/test_plugin_check.py
+LONG_ALONE += kernels/tests/test_lowering.py tests/unit/calibration tests/unit/testing/test_checking.py
+LONG_ALONE += tests/unit/cli/test_plugin_check.py
 LONG := tests/surface tests/fuzz tests/docs
 LONG += $(addprefix tests/integration/,analysis benchmarks codec faults fsspec packaging sim)
 LONG += $(addprefix tests/integration/,live/test_server_engines.py system/test_ten_plugins.py)
