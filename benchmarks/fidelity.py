@@ -23,6 +23,7 @@ import json
 import logging
 import os
 import statistics
+import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -145,6 +146,8 @@ def errors(times: Times, rounds: Sequence[Times]) -> dict[str, float]:
     """How far times are from those of wall rounds, in percent; see the head of this file."""
     medians = {key: statistics.median(each[key] for each in rounds if key in each) for key in _keys(rounds)}
     both = [key for key in medians if key in times]
+    if not both:
+        sys.exit("error: the runs have no request in common; wall runs kept by an older version do not say their turns")
     found = {"mape": 100 * statistics.fmean(abs(times[key] - medians[key]) / medians[key] for key in both)}
     for percent in PERCENTS:
         measured = statistics.median(percentile(list(each.values()), percent) for each in rounds)
